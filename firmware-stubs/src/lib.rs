@@ -1,0 +1,15 @@
+//! What a guest's firmware would have left behind: where the kernel and its files lie in the guest's memory, and the tables
+//! that describe the machine to it.
+//!
+//! Bytes and addresses in, bytes and addresses out: nothing here touches a guest's memory. It relies on `vdev` for the
+//! machine's layout. It allocates, so it runs before the guest does, never while one is being served.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod arm64_image;
+pub mod fdt;
+pub mod placement;
