@@ -1,0 +1,141 @@
+//! A VM's RAM, as the hypervisor itself reads and writes it: to load a kernel, and for devices.
+//!
+//! The guest runs beside us and may change any byte at any time, so nothing here hands out a reference: bytes are
+//! copied, in or out, and what was copied is what is used.
+#![expect(unsafe_code, reason = "guest RAM is not Rust's: it is copied by address, inside claims only")]
+
+use super::{Claim, Hpa};
+use alloc::vec::Vec;
+use bulkhead_vdev::{Gpa, GuestMemory, OutsideRam};
+
+/// A VM's RAM: one guest-physical range, backed by one or more claims.
+pub struct GuestRam {
+    base: Gpa,
+    bytes: u64,
+    parts: Vec<Part>,
+}
+
+struct Part {
+    offset: u64,
+    claim: Claim,
+}
+
+impl GuestRam {
+    /// RAM from `base`, backed by `claims` one behind the other.
+    #[must_use]
+    pub fn new(base: Gpa, claims: Vec<Claim>) -> Self {
+        let mut bytes = 0;
+        let mut parts = Vec::with_capacity(claims.len());
+        for claim in claims {
+            let offset = bytes;
+            bytes += claim.bytes();
+            parts.push(Part { offset, claim });
+        }
+        Self { base, bytes, parts }
+    }
+
+    /// The size.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The claims and where in the guest's memory each begins.
+    pub fn parts(&self) -> impl Iterator<Item = (Gpa, &Claim)> {
+        self.parts.iter().map(|part| (Gpa(self.base.0 + part.offset), &part.claim))
+    }
+
+    /// Calls `each` for every piece of `at..at + len` that is contiguous in host memory: host address, offset in the
+    /// range, length.
+    ///
+    /// # Errors
+    /// [`OutsideRam`] if the range is not wholly RAM; then `each` is not called.
+    pub fn pieces(
+        &self,
+        at: Gpa,
+        len: usize,
+        mut each: impl FnMut(Hpa, usize, usize),
+    ) -> Result<(), OutsideRam> {
+        let start = at.0.checked_sub(self.base.0).ok_or(OutsideRam)?;
+        let end = start.checked_add(len as u64).filter(|end| *end <= self.bytes).ok_or(OutsideRam)?;
+        for part in &self.parts {
+            let from = start.max(part.offset);
+            let to = end.min(part.offset + part.claim.bytes());
+            if from < to {
+                let host = Hpa(part.claim.start().0 + (from - part.offset));
+                let offset = usize::try_from(from - start).map_err(|_| OutsideRam)?;
+                let count = usize::try_from(to - from).map_err(|_| OutsideRam)?;
+                each(host, offset, count);
+            }
+        }
+        Ok(())
+    }
+
+    fn pointer(at: Hpa) -> *mut u8 {
+        // The hypervisor maps all RAM one to one; 64-bit targets only, so no bit is lost.
+        core::ptr::with_exposed_provenance_mut(usize::try_from(at.0).unwrap_or(0))
+    }
+}
+
+impl GuestMemory for GuestRam {
+    fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), OutsideRam> {
+        self.pieces(at, into.len(), |host, offset, count| {
+            let Some(target) = into.get_mut(offset..offset + count) else { return };
+            // SAFETY: `pieces` names only bytes of our claims, which are RAM, mapped, and not part of any Rust object, so
+            // they do not overlap `target`; a guest that writes meanwhile only changes which bytes are read.
+            unsafe { core::ptr::copy_nonoverlapping(Self::pointer(host), target.as_mut_ptr(), count) };
+        })
+    }
+
+    fn write(&self, at: Gpa, from: &[u8]) -> Result<(), OutsideRam> {
+        self.pieces(at, from.len(), |host, offset, count| {
+            let Some(source) = from.get(offset..offset + count) else { return };
+            // SAFETY: as in `read`: claimed RAM that is no Rust object's, so nothing of ours is overwritten.
+            unsafe { core::ptr::copy_nonoverlapping(source.as_ptr(), Self::pointer(host), count) };
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::HostMemory;
+    use alloc::boxed::Box;
+    use alloc::vec;
+
+    /// RAM at 0x4000_0000 made of two claims of a page each that are apart in host memory.
+    fn ram() -> GuestRam {
+        #[repr(align(4096))]
+        struct Pages(#[expect(dead_code, reason = "reached by address only")] [u8; 3 * 4096]);
+        let pages = Box::leak(Box::new(Pages([0; 3 * 4096])));
+        let base = core::ptr::from_mut(pages).expose_provenance() as u64;
+        let bank = base..base + 3 * 4096;
+        // SAFETY: the pages are leaked: they stay, and only these claims reach them.
+        let mut memory = unsafe { HostMemory::new(vec![bank], vec![]) };
+        let claims = vec![
+            memory.claim(base + 0x2000..base + 0x3000).unwrap(),
+            memory.claim(base..base + 0x1000).unwrap(),
+        ];
+        GuestRam::new(Gpa(0x4000_0000), claims)
+    }
+
+    #[test]
+    fn what_is_written_over_a_seam_is_read_back() {
+        let ram = ram();
+        ram.write(Gpa(0x4000_0ffe), &[1, 2, 3, 4]).unwrap();
+        let mut back = [0; 6];
+        ram.read(Gpa(0x4000_0ffd), &mut back).unwrap();
+        assert_eq!(back, [0, 1, 2, 3, 4, 0]);
+    }
+
+    #[test]
+    fn nothing_outside_is_touched() {
+        let ram = ram();
+        assert_eq!(ram.write(Gpa(0x4000_1fff), &[1, 2]), Err(OutsideRam));
+        assert_eq!(ram.write(Gpa(0x3fff_ffff), &[1]), Err(OutsideRam));
+        assert_eq!(ram.read(Gpa(u64::MAX), &mut [0; 2]), Err(OutsideRam));
+        let mut last = [9];
+        ram.read(Gpa(0x4000_1fff), &mut last).unwrap();
+        assert_eq!(last, [0]);
+    }
+}

@@ -1,0 +1,366 @@
+//! The loop that each physical CPU runs: pick a vCPU, run it, serve its exit, repeat.
+//!
+//! One loop and one stack per CPU, no host threads. A vCPU belongs to one physical CPU for good, so its registers are
+//! touched by nobody else and need no lock.
+
+use crate::arch::{Arch, CpuId, Exit, Fault, Stop, Ticks, VcpuId};
+use crate::boot::Hypervisor;
+use crate::sched::round_robin::RoundRobin;
+use crate::sched::{Decision, MAX_SHARED};
+use crate::vm::{Answer, Phase, Vm};
+use alloc::vec::Vec;
+use core::fmt;
+
+/// Turns per second where vCPUs share a CPU.
+const TURNS_PER_SECOND: u64 = 200;
+/// How often a CPU looks whether its vCPU is stuck, while nothing else calls it, per second.
+const CHECKS_PER_SECOND: u64 = 2;
+
+/// One vCPU and its registers, on its physical CPU.
+struct Runner<A: Arch> {
+    vm: &'static Vm<A>,
+    id: VcpuId,
+    registers: A::Vcpu,
+    /// It was started and has not stopped since. Other CPUs switch a vCPU on at any time; it runs only once `registers`
+    /// hold what it was started with.
+    started: bool,
+    /// The stops of the VM that this vCPU has parked for.
+    parked: u32,
+    /// It was found stuck at the last check.
+    stuck: bool,
+    /// When it is checked next.
+    next_check: Ticks,
+}
+
+/// A physical CPU at work.
+pub struct Cpu<A: Arch> {
+    arch: A,
+    id: CpuId,
+    hypervisor: &'static Hypervisor<A>,
+    runners: Vec<Runner<A>>,
+    loaded: Option<usize>,
+    policy: RoundRobin,
+}
+
+impl<A: Arch> Cpu<A> {
+    /// CPU `id` with registers for all its vCPUs. Allocates: boot only.
+    #[inline(never)]
+    pub fn new(arch: A, id: CpuId, hypervisor: &'static Hypervisor<A>) -> Self {
+        let mine = || {
+            hypervisor.vms.iter().flat_map(move |vm| {
+                vm.cpus()
+                    .enumerate()
+                    .filter(move |(_, cpu)| *cpu == id)
+                    .map(move |(vcpu, _)| (vm, VcpuId(vcpu)))
+            })
+        };
+        let shared = mine().count() > 1;
+        let runners = mine()
+            .take(MAX_SHARED)
+            .map(|(vm, vcpu)| Runner {
+                vm,
+                id: vcpu,
+                registers: arch.vcpu(vm.index, vcpu, &vm.space, shared),
+                started: false,
+                parked: 0,
+                stuck: false,
+                next_check: Ticks(0),
+            })
+            .collect();
+        let policy = RoundRobin::new(arch.ticks_per_second() / TURNS_PER_SECOND);
+        Self { arch, id, hypervisor, runners, loaded: None, policy }
+    }
+
+    /// The physical CPU.
+    pub fn arch(&self) -> &A {
+        &self.arch
+    }
+
+    /// Runs for ever.
+    pub fn run(mut self) -> ! {
+        loop {
+            self.step();
+        }
+    }
+
+    /// One decision and what comes of it.
+    pub fn step(&mut self) {
+        self.serve_console();
+        let began = self.arch.now();
+        let busy = self.serve_lives();
+        self.check_progress(began);
+        self.unload_waiting();
+        let (ready, mut until) = self.readiness();
+        let now = self.arch.now();
+        let decision = self.policy.next(now, ready);
+        until = earliest(until, decision.until);
+        let Decision { run: Some(next), .. } = decision else {
+            self.unload();
+            if !busy {
+                self.arch.wake_at(until);
+                self.arch.idle();
+            }
+            return;
+        };
+        // Who shares the CPU with a VM that is being loaded gets as much time as the loading takes.
+        let call = if busy {
+            now.0.saturating_add(now.0.saturating_sub(began.0))
+        } else {
+            self.next_check(next, now)
+        };
+        self.arch.wake_at(earliest(until, Some(Ticks(call))));
+        self.load(next);
+        self.serve_exits(next);
+    }
+
+    /// The UART interrupts the CPU that came up first.
+    fn serve_console(&self) {
+        if self.id != CpuId(0) {
+            return;
+        }
+        let mut told = self.hypervisor.console.service();
+        while told != 0 {
+            let vm = told.trailing_zeros() as usize;
+            told &= told - 1;
+            if let Some(vm) = self.hypervisor.vms.get(vm) {
+                vm.notify(&self.arch);
+            }
+        }
+    }
+
+    /// Loads, starts and parks vCPUs as their VMs' lives ask for. Returns whether there is more of that to do.
+    #[inline(never)]
+    fn serve_lives(&mut self) -> bool {
+        let mut busy = false;
+        for index in 0..self.runners.len() {
+            let runner = &self.runners[index];
+            match runner.vm.phase() {
+                Phase::Loading if runner.id == VcpuId(0) => {
+                    busy = true;
+                    runner.vm.load_step(&self.arch);
+                }
+                Phase::Running => {
+                    if let Some(entry) = runner.vm.take_entry(runner.id) {
+                        self.unload_if(index);
+                        let runner = &mut self.runners[index];
+                        self.arch.reset(&mut runner.registers, entry);
+                        runner.started = true;
+                        runner.stuck = false;
+                    }
+                }
+                Phase::Stopping if runner.parked != runner.vm.stops() => self.park(index),
+                Phase::Loading | Phase::Stopping | Phase::Ended => {}
+            }
+        }
+        busy
+    }
+
+    fn park(&mut self, index: usize) {
+        self.unload_if(index);
+        let runner = &mut self.runners[index];
+        runner.started = false;
+        runner.parked = runner.vm.stops();
+        if runner.vm.park(&self.arch) {
+            log::info!("{}: ended", runner.vm.config.name);
+            if self.hypervisor.vms.iter().all(|vm| vm.phase() == Phase::Ended) {
+                log::info!("all VMs have ended: the machine is switched off");
+                self.arch.power_off();
+            }
+        }
+    }
+
+    /// Which vCPUs can run (bit = place in the list), and when the next of the others wants to.
+    fn readiness(&self) -> (u64, Option<Ticks>) {
+        let now = self.arch.now();
+        let mut ready = 0;
+        let mut until = None;
+        for (index, runner) in self.runners.iter().enumerate() {
+            if runner.vm.phase() != Phase::Running {
+                continue;
+            }
+            if runner.vm.keeper() == Some(self.id) && runner.id == VcpuId(0) {
+                until = earliest(until, runner.vm.ring_alarms(&self.arch).map(Ticks));
+            }
+            if !runner.started {
+                continue;
+            }
+            let alarm = if self.loaded == Some(index) { None } else { self.arch.alarm(&runner.registers) };
+            if runner.vm.is_idle(runner.id) {
+                if alarm.is_none_or(|at| at > now) {
+                    until = earliest(until, alarm);
+                    continue;
+                }
+                runner.vm.stop_waiting(runner.id);
+            }
+            ready |= 1 << index;
+        }
+        (ready, until)
+    }
+
+    /// A guest that faults on its own fault handler would loop for ever unseen: twice found so, it is ended. Whoever ran
+    /// last is looked at, so that sharing the CPU hides nobody.
+    fn check_progress(&mut self, now: Ticks) {
+        let Some(index) = self.loaded else { return };
+        if now < self.runners[index].next_check {
+            return;
+        }
+        self.runners[index].next_check = Ticks(now.0.saturating_add(self.check_period()));
+        let stuck = self.arch.is_stuck(&self.runners[index].registers);
+        let before = core::mem::replace(&mut self.runners[index].stuck, stuck);
+        if stuck && before {
+            let cause = "its exception vector cannot be executed, so it faults for ever";
+            self.end(index, Stop::Fault(Fault { cause, at: None }));
+        }
+    }
+
+    /// When the vCPU about to run shall come back to be checked.
+    fn next_check(&self, next: usize, now: Ticks) -> u64 {
+        let due = self.runners[next].next_check;
+        if due > now { due.0 } else { now.0.saturating_add(self.check_period()) }
+    }
+
+    fn check_period(&self) -> u64 {
+        self.arch.ticks_per_second() / CHECKS_PER_SECOND
+    }
+
+    fn load(&mut self, next: usize) {
+        if self.loaded == Some(next) {
+            return;
+        }
+        self.unload();
+        let runner = &mut self.runners[next];
+        self.arch.load(&mut runner.registers, runner.vm);
+        self.loaded = Some(next);
+    }
+
+    fn unload(&mut self) {
+        if let Some(old) = self.loaded.take() {
+            let runner = &mut self.runners[old];
+            self.arch.unload(&mut runner.registers, runner.vm);
+        }
+    }
+
+    /// A vCPU that waits leaves the CPU: from then on its timers are an alarm of ours.
+    fn unload_waiting(&mut self) {
+        let waits = self
+            .loaded
+            .and_then(|index| self.runners.get(index))
+            .is_some_and(|runner| runner.vm.is_idle(runner.id));
+        if waits {
+            self.unload();
+        }
+    }
+
+    fn unload_if(&mut self, index: usize) {
+        if self.loaded == Some(index) {
+            self.unload();
+        }
+    }
+
+    /// Runs one vCPU until something else has to be decided.
+    #[inline(never)]
+    fn serve_exits(&mut self, index: usize) {
+        let Self { arch, runners, .. } = self;
+        let Some(Runner { vm, id, registers, .. }) = runners.get_mut(index) else { return };
+        let stop = loop {
+            match arch.run(registers, vm) {
+                Exit::Io(place, access) => match vm.io(arch, *id, place, access) {
+                    Answer::Value(value) => arch.complete(registers, value),
+                    Answer::Nobody => match vm.nowhere(place, access) {
+                        Ok(()) => arch.refuse(registers),
+                        Err(fault) => break Stop::Fault(fault),
+                    },
+                },
+                Exit::Start(target, entry) => {
+                    let result = vm.start(arch, target, entry);
+                    arch.started(registers, result);
+                }
+                // No service has a number yet.
+                Exit::Hypercall(..) => arch.reply(registers, u64::MAX),
+                Exit::Idle => {
+                    if vm.go_idle(*id) {
+                        return;
+                    }
+                }
+                Exit::Preempted => return,
+                Exit::Stopped(stop) => break stop,
+            }
+        };
+        self.end(index, stop);
+    }
+
+    /// A vCPU does not go on; nor does its VM, unless it was only that vCPU's own wish.
+    #[cold]
+    #[inline(never)]
+    fn end(&mut self, index: usize, stop: Stop) {
+        let runner = &self.runners[index];
+        let vm = runner.vm;
+        let name = &vm.config.name;
+        match stop {
+            Stop::CpuOff => {
+                vm.switched_off(runner.id);
+                self.runners[index].started = false;
+                self.unload_if(index);
+                if vm.is_all_off() {
+                    log::info!("{name}: all its CPUs are off");
+                    vm.stop(&self.arch, Stop::PowerOff);
+                }
+            }
+            Stop::PowerOff => {
+                log::info!("{name}: power off");
+                vm.stop(&self.arch, stop);
+            }
+            Stop::Reset => {
+                log::info!("{name}: reset");
+                vm.stop(&self.arch, stop);
+            }
+            Stop::Fault(fault) => {
+                if vm.stop(&self.arch, stop) {
+                    self.report(index, fault);
+                }
+            }
+        }
+    }
+
+    /// One screen on what a guest did.
+    #[cold]
+    #[inline(never)]
+    fn report(&self, index: usize, fault: Fault) {
+        let runner = &self.runners[index];
+        log::error!("{}: stopped, because {fault}", runner.vm.config.name);
+        log::error!("  vCPU {} on CPU {}", runner.id.0, self.id.0);
+        if self.loaded == Some(index) {
+            // The log takes every line; it has nothing to fail with.
+            let _ = self.arch.describe(&runner.registers, &mut ReportLines::default());
+        }
+    }
+}
+
+/// Longest line of a report.
+const REPORT_LINE: usize = 120;
+
+/// Writes whole lines to the log.
+#[derive(Default)]
+struct ReportLines(heapless::String<REPORT_LINE>);
+
+impl fmt::Write for ReportLines {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for letter in text.chars() {
+            if letter == '\n' {
+                log::error!("  {}", self.0);
+                self.0.clear();
+            } else {
+                // What is longer than a line is cut.
+                let _ = self.0.push(letter);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn earliest(one: Option<Ticks>, other: Option<Ticks>) -> Option<Ticks> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}

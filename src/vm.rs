@@ -1,0 +1,555 @@
+//! One compartment: its memory, its devices, its vCPUs' states, and its life from load to end.
+//!
+//! A VM belongs to several physical CPUs at once. Everything here is either fixed at boot, atomic, or behind a lock
+//! that only this VM's vCPUs take.
+
+use crate::arch::{Arch, Board, CpuId, Entry, Fault, Files, Place, Segment, StartError, Stop, VcpuId};
+use crate::config::{self, OnFault, Unmapped};
+use crate::console::Console;
+use crate::memory::guest_ram::GuestRam;
+use crate::memory::table::Stage2;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use bulkhead_vdev::bus::Bus;
+use bulkhead_vdev::{Access, Clock, Device, GuestMemory, IrqLines, Ports, VcpuSet};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use spin::Mutex;
+
+/// Places without memory or device that are logged per VM, once each.
+const LOGGED_PLACES: usize = 8;
+/// Bytes that one step of loading copies: short enough for other VMs on the CPU not to notice.
+const LOAD_STEP: usize = 256 * 1024;
+/// No alarm.
+const NEVER: u64 = u64::MAX;
+
+/// What a VM is made of.
+pub struct Parts<A: Arch> {
+    /// Its number.
+    pub index: usize,
+    /// As configured.
+    pub config: config::Vm,
+    /// Its address space, in which `ram` is mapped.
+    pub space: Stage2<A::Format>,
+    /// Its RAM.
+    pub ram: GuestRam,
+    /// Its machine.
+    pub board: Board,
+    /// The physical CPU of each vCPU.
+    pub cpus: Vec<CpuId>,
+    /// The machine's consoles.
+    pub console: &'static Console,
+    /// Nanoseconds between 1970 and the moment when the counter was 0.
+    pub epoch_ns: u64,
+    /// Ticks of the counter that verifying the archive took.
+    pub verifying: u64,
+}
+
+/// A virtual machine.
+pub struct Vm<A: Arch> {
+    /// Its number: also its console's, and the tag of its cached translations.
+    pub index: usize,
+    /// As configured.
+    pub config: config::Vm,
+    /// What it reaches.
+    pub space: Stage2<A::Format>,
+    /// Its interrupt controller.
+    pub irqs: Mutex<A::Irqs>,
+    ram: GuestRam,
+    bus: Bus<u16>,
+    devices: Vec<Wired>,
+    segments: Vec<Segment>,
+    entry: Entry,
+    slots: Vec<Slot>,
+    attention: AtomicU32,
+    life: Life,
+    nowhere: Nowhere,
+    console: &'static Console,
+    epoch_ns: u64,
+    /// Ticks of the counter spent on the payload: verifying and copying.
+    payload_ticks: AtomicU64,
+}
+
+/// A device, its wire, and when it wants to be called.
+struct Wired {
+    line: u32,
+    model: Mutex<Model>,
+    alarm_ns: AtomicU64,
+}
+
+struct Model {
+    device: Box<dyn Device>,
+    level: bool,
+}
+
+/// What other CPUs may know of one vCPU.
+struct Slot {
+    cpu: CpuId,
+    on: AtomicBool,
+    idle: AtomicBool,
+    entry: Mutex<Option<Entry>>,
+}
+
+/// Where a VM is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Phase {
+    /// Its payload is being copied into its RAM.
+    Loading,
+    /// Its vCPUs run.
+    Running,
+    /// Its vCPUs leave their CPUs.
+    Stopping,
+    /// It does not run again.
+    Ended,
+}
+
+struct Life {
+    phase: AtomicU8,
+    /// Counts stops; each vCPU parks once for each.
+    stops: AtomicU32,
+    parked: AtomicU32,
+    again: AtomicBool,
+    loaded: Mutex<Progress>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Progress {
+    segment: usize,
+    offset: usize,
+}
+
+/// Accesses to places where nothing is.
+#[derive(Default)]
+struct Nowhere {
+    count: AtomicU64,
+    places: Mutex<heapless::Vec<Place, LOGGED_PLACES>>,
+}
+
+/// What an access came to.
+pub enum Answer {
+    /// A device answered.
+    Value(u64),
+    /// Nothing is there.
+    Nobody,
+}
+
+impl<A: Arch> Vm<A> {
+    /// A VM about to be loaded.
+    ///
+    /// # Errors
+    /// One line if two devices want the same window, or the payload does not fit.
+    pub fn new(arch: &A, parts: Parts<A>) -> Result<Self, &'static str> {
+        let mut bus = Bus::new();
+        let mut devices = Vec::new();
+        for window in parts.board.windows {
+            let number = u16::try_from(devices.len()).map_err(|_| "too many devices")?;
+            bus.add(window.base, window.len, number)
+                .map_err(|_| "two devices overlap in the guest's memory")?;
+            let model = Mutex::new(Model { device: window.device, level: false });
+            devices.push(Wired { line: window.line, model, alarm_ns: AtomicU64::new(NEVER) });
+        }
+        for segment in &parts.board.segments {
+            parts
+                .ram
+                .pieces(segment.to, segment.bytes.len(), |_, _, _| ())
+                .map_err(|_| "its payload does not fit into its RAM: give it more, or a smaller payload")?;
+        }
+        let slots = parts.cpus.into_iter().map(|cpu| Slot {
+            cpu,
+            on: AtomicBool::new(false),
+            idle: AtomicBool::new(false),
+            entry: Mutex::new(None),
+        });
+        Ok(Self {
+            index: parts.index,
+            irqs: Mutex::new(arch.irqs(&parts.config)),
+            config: parts.config,
+            space: parts.space,
+            ram: parts.ram,
+            bus,
+            devices,
+            segments: parts.board.segments,
+            entry: parts.board.entry,
+            slots: slots.collect(),
+            attention: AtomicU32::new(0),
+            life: Life {
+                phase: AtomicU8::new(Phase::Loading as u8),
+                stops: AtomicU32::new(0),
+                parked: AtomicU32::new(0),
+                again: AtomicBool::new(false),
+                loaded: Mutex::new(Progress::default()),
+            },
+            nowhere: Nowhere::default(),
+            console: parts.console,
+            epoch_ns: parts.epoch_ns,
+            payload_ticks: AtomicU64::new(parts.verifying),
+        })
+    }
+
+    /// The physical CPU of each vCPU, in order.
+    pub fn cpus(&self) -> impl Iterator<Item = CpuId> {
+        self.slots.iter().map(|slot| slot.cpu)
+    }
+
+    /// How many vCPUs it has.
+    #[must_use]
+    pub fn vcpus(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The physical CPU that loads the VM and keeps its devices' time.
+    #[must_use]
+    pub fn keeper(&self) -> Option<CpuId> {
+        self.slots.first().map(|slot| slot.cpu)
+    }
+
+    /// Its RAM.
+    #[must_use]
+    pub fn memory(&self) -> &dyn GuestMemory {
+        &self.ram
+    }
+
+    // Accesses
+
+    /// Performs a guest's access to something that is not RAM.
+    #[inline]
+    pub fn io(&self, arch: &A, vcpu: VcpuId, place: Place, access: Access) -> Answer {
+        let Place::Memory(at) = place else { return Answer::Nobody };
+        let Some((number, offset)) = self.bus.find(at, access.width()) else { return Answer::Nobody };
+        let Some(wired) = self.devices.get(usize::from(number)) else { return Answer::Nobody };
+        if let Access::Read(_) = access
+            && let Some(value) = wired.model.lock().device.peek(offset)
+        {
+            return Answer::Value(value);
+        }
+        Answer::Value(
+            self.with_device(arch, wired, Some(vcpu), |device, ports| device.access(offset, access, ports)),
+        )
+    }
+
+    /// Counts an access to a place where nothing is, and logs the first of each place. The guest goes on as on the real
+    /// machine, unless its integrator wants it strict.
+    ///
+    /// # Errors
+    /// The fault that ends a VM with `unmapped = "stop"`.
+    #[cold]
+    #[inline(never)]
+    pub fn nowhere(&self, place: Place, access: Access) -> Result<(), Fault> {
+        self.nowhere.count.fetch_add(1, Ordering::Relaxed);
+        let (did, cause) = match access {
+            Access::Read(_) => ("read from", "it read where nothing is"),
+            Access::Write(..) => ("write to", "it wrote where nothing is"),
+        };
+        if self.config.unmapped == Unmapped::Stop {
+            return Err(Fault { cause, at: Some(place) });
+        }
+        let mut places = self.nowhere.places.lock();
+        if !places.contains(&place) && places.push(place).is_ok() {
+            log::warn!("{}: {did} {place}, where nothing is", self.config.name);
+        }
+        Ok(())
+    }
+
+    /// How many accesses to places where nothing is there were.
+    #[must_use]
+    pub fn nowhere_count(&self) -> u64 {
+        self.nowhere.count.load(Ordering::Relaxed)
+    }
+
+    /// Tells the devices that the console has input or room.
+    pub fn notify(&self, arch: &A) {
+        for wired in &self.devices {
+            self.with_device(arch, wired, None, |device, ports| device.notify(ports));
+        }
+    }
+
+    /// Calls the devices whose time has come; returns when the next one's comes, in counter time.
+    pub fn ring_alarms(&self, arch: &A) -> Option<u64> {
+        let now = HostClock { arch, epoch_ns: self.epoch_ns }.now_ns();
+        for wired in &self.devices {
+            if wired.alarm_ns.load(Ordering::Relaxed) <= now {
+                self.with_device(arch, wired, None, |device, ports| device.notify(ports));
+            }
+        }
+        let next = self.devices.iter().map(|wired| wired.alarm_ns.load(Ordering::Relaxed)).min()?;
+        (next != NEVER).then(|| scale(next, arch.ticks_per_second(), NANOSECONDS))
+    }
+
+    /// Lends the device what it needs for one call, then carries its wire and its alarm on.
+    #[inline(never)]
+    fn with_device<T>(
+        &self,
+        arch: &A,
+        wired: &Wired,
+        from: Option<VcpuId>,
+        call: impl FnOnce(&mut dyn Device, &mut Ports<'_>) -> T,
+    ) -> T {
+        let mut model = wired.model.lock();
+        let mut console = self.console.of(self.index);
+        let clock = HostClock { arch, epoch_ns: self.epoch_ns };
+        let mut ports = Ports { console: &mut console, memory: &self.ram, clock: &clock };
+        let result = call(&mut *model.device, &mut ports);
+        let level = model.device.irq();
+        if level != model.level {
+            model.level = level;
+            let woken = self.irqs.lock().set_line(wired.line, level);
+            self.wake(arch, woken, from);
+        }
+        let alarm = model.device.alarm().unwrap_or(NEVER);
+        if wired.alarm_ns.load(Ordering::Relaxed) != alarm {
+            wired.alarm_ns.store(alarm, Ordering::Relaxed);
+            if let Some(keeper) = self.keeper() {
+                arch.kick(keeper);
+            }
+        }
+        result
+    }
+
+    // Interrupts and waiting
+
+    /// Makes the vCPUs of `set` look at their interrupts. `from` is the caller's own vCPU, which does so before it runs on.
+    #[inline]
+    pub fn wake(&self, arch: &A, set: VcpuSet, from: Option<VcpuId>) {
+        if set != VcpuSet::EMPTY {
+            self.wake_all(arch, set, from);
+        }
+    }
+
+    #[inline(never)]
+    fn wake_all(&self, arch: &A, set: VcpuSet, from: Option<VcpuId>) {
+        self.attention.fetch_or(set.0, Ordering::SeqCst);
+        for vcpu in set.iter() {
+            let Some(slot) = self.slots.get(vcpu) else { return };
+            if slot.idle.swap(false, Ordering::SeqCst) {
+                arch.kick(slot.cpu);
+            } else if from != Some(VcpuId(vcpu)) {
+                arch.nudge(slot.cpu);
+            }
+        }
+    }
+
+    /// Whether `vcpu` was told to look at its interrupts since the last call.
+    #[inline]
+    pub fn take_attention(&self, vcpu: VcpuId) -> bool {
+        let bit = VcpuSet::only(vcpu.0).0;
+        self.attention.load(Ordering::Relaxed) & bit != 0
+            && self.attention.fetch_and(!bit, Ordering::SeqCst) & bit != 0
+    }
+
+    /// The vCPU waits from now on; `false` if there is something to look at already.
+    pub fn go_idle(&self, vcpu: VcpuId) -> bool {
+        let Some(slot) = self.slots.get(vcpu.0) else { return false };
+        slot.idle.store(true, Ordering::SeqCst);
+        if self.attention.load(Ordering::SeqCst) & VcpuSet::only(vcpu.0).0 != 0 {
+            slot.idle.store(false, Ordering::SeqCst);
+            return false;
+        }
+        true
+    }
+
+    /// The vCPU has a reason to run again.
+    pub fn stop_waiting(&self, vcpu: VcpuId) {
+        if let Some(slot) = self.slots.get(vcpu.0) {
+            slot.idle.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether the vCPU waits.
+    #[must_use]
+    pub fn is_idle(&self, vcpu: VcpuId) -> bool {
+        self.slots.get(vcpu.0).is_some_and(|slot| slot.idle.load(Ordering::SeqCst))
+    }
+
+    // Power of single vCPUs
+
+    /// Whether the vCPU is switched on; `None` if the VM has no such vCPU.
+    #[must_use]
+    pub fn is_on(&self, vcpu: VcpuId) -> Option<bool> {
+        self.slots.get(vcpu.0).map(|slot| slot.on.load(Ordering::SeqCst))
+    }
+
+    /// Switches a vCPU on.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    #[inline(never)]
+    pub fn start(&self, arch: &A, vcpu: VcpuId, entry: Entry) -> Result<(), StartError> {
+        let slot = self.slots.get(vcpu.0).ok_or(StartError::NoSuchVcpu)?;
+        let mut waiting = slot.entry.lock();
+        if slot.on.swap(true, Ordering::SeqCst) {
+            return Err(StartError::AlreadyOn);
+        }
+        *waiting = Some(entry);
+        slot.idle.store(false, Ordering::SeqCst);
+        drop(waiting);
+        arch.kick(slot.cpu);
+        Ok(())
+    }
+
+    /// Where a vCPU that was switched on has to start, once.
+    pub fn take_entry(&self, vcpu: VcpuId) -> Option<Entry> {
+        self.slots.get(vcpu.0)?.entry.lock().take()
+    }
+
+    /// The vCPU switched itself off.
+    pub fn switched_off(&self, vcpu: VcpuId) {
+        if let Some(slot) = self.slots.get(vcpu.0) {
+            slot.on.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether all vCPUs are off: nothing can ever switch one on again.
+    #[must_use]
+    pub fn is_all_off(&self) -> bool {
+        self.slots.iter().all(|slot| !slot.on.load(Ordering::SeqCst))
+    }
+
+    // Life
+
+    /// Where the VM is in its life.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match self.life.phase.load(Ordering::SeqCst) {
+            0 => Phase::Loading,
+            1 => Phase::Running,
+            2 => Phase::Stopping,
+            _ => Phase::Ended,
+        }
+    }
+
+    /// Stops the VM: all its vCPUs leave their CPUs. The first reason counts; returns whether this was it.
+    pub fn stop(&self, arch: &A, why: Stop) -> bool {
+        let again = match why {
+            Stop::Reset => true,
+            Stop::Fault(_) => self.config.on_fault == OnFault::Restart,
+            Stop::PowerOff | Stop::CpuOff => false,
+        };
+        let first = self.enter(Phase::Running, Phase::Stopping);
+        if first {
+            self.life.again.store(again, Ordering::SeqCst);
+            self.life.stops.fetch_add(1, Ordering::SeqCst);
+            self.kick_all(arch);
+        }
+        first
+    }
+
+    /// How often the VM was stopped: a vCPU parks once for each.
+    #[must_use]
+    pub fn stops(&self) -> u32 {
+        self.life.stops.load(Ordering::SeqCst)
+    }
+
+    /// One vCPU has left its CPU for a stop. The last one decides what follows: loaded again, or ended (`true`).
+    pub fn park(&self, arch: &A) -> bool {
+        let parked = self.life.parked.fetch_add(1, Ordering::SeqCst) + 1;
+        if parked as usize != self.slots.len() {
+            return false;
+        }
+        self.life.parked.store(0, Ordering::SeqCst);
+        if !self.life.again.load(Ordering::SeqCst) {
+            return self.enter(Phase::Stopping, Phase::Ended);
+        }
+        *self.life.loaded.lock() = Progress::default();
+        self.enter(Phase::Stopping, Phase::Loading);
+        self.kick_all(arch);
+        false
+    }
+
+    /// Copies the next part of the payload; after the last one the devices are as after power-on and the first vCPU
+    /// starts. Called by the keeper while the VM is loading.
+    pub fn load_step(&self, arch: &A) {
+        let began = arch.now();
+        let mut progress = self.life.loaded.lock();
+        if let Some(segment) = self.segments.get(progress.segment) {
+            let end = segment.bytes.len().min(progress.offset + LOAD_STEP);
+            let part = segment.bytes.get(progress.offset..end).unwrap_or(&[]);
+            let to = bulkhead_vdev::Gpa(segment.to.0 + progress.offset as u64);
+            // `new` has seen that every segment fits.
+            let _ = self.ram.write(to, part);
+            let _ = self.ram.pieces(to, part.len(), |host, _, count| arch.publish(host, count));
+            *progress = if end == segment.bytes.len() {
+                Progress { segment: progress.segment + 1, offset: 0 }
+            } else {
+                Progress { offset: end, ..*progress }
+            };
+            self.payload_ticks.fetch_add(arch.now().0.saturating_sub(began.0), Ordering::Relaxed);
+            return;
+        }
+        drop(progress);
+        self.power_on(arch);
+    }
+
+    fn power_on(&self, arch: &A) {
+        // Like any reset, this one leaves no translation cached.
+        arch.invalidate(self.index, &self.space);
+        self.irqs.lock().reset();
+        for wired in &self.devices {
+            let mut model = wired.model.lock();
+            model.device.reset();
+            // Input may come in the middle of this: a wire that it raised falls with its device.
+            if core::mem::take(&mut model.level) {
+                let _ = self.irqs.lock().set_line(wired.line, false);
+            }
+            wired.alarm_ns.store(NEVER, Ordering::Relaxed);
+        }
+        self.attention.store(0, Ordering::SeqCst);
+        for slot in &self.slots {
+            slot.on.store(false, Ordering::SeqCst);
+            slot.idle.store(false, Ordering::SeqCst);
+            *slot.entry.lock() = None;
+        }
+        let [now, payload] = [arch.now().0, self.payload_ticks.swap(0, Ordering::Relaxed)]
+            .map(|ticks| scale(ticks, NANOSECONDS, arch.ticks_per_second()));
+        log::info!(
+            "{}: boot: first guest instruction after {now} ns ({payload} ns copying and verifying)",
+            self.config.name
+        );
+        self.enter(Phase::Loading, Phase::Running);
+        // A VM has a first vCPU, and it was just switched off.
+        let _ = self.start(arch, VcpuId(0), self.entry);
+    }
+
+    fn enter(&self, from: Phase, to: Phase) -> bool {
+        self.life.phase.compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    fn kick_all(&self, arch: &A) {
+        for slot in &self.slots {
+            arch.kick(slot.cpu);
+        }
+    }
+}
+
+const NANOSECONDS: u64 = 1_000_000_000;
+
+/// `value` times `up` by `down`, without overflow in between.
+fn scale(value: u64, up: u64, down: u64) -> u64 {
+    u64::try_from(u128::from(value) * u128::from(up) / u128::from(down.max(1))).unwrap_or(u64::MAX)
+}
+
+struct HostClock<'a, A> {
+    arch: &'a A,
+    epoch_ns: u64,
+}
+
+impl<A: Arch> Clock for HostClock<'_, A> {
+    fn now_ns(&self) -> u64 {
+        scale(self.arch.now().0, NANOSECONDS, self.arch.ticks_per_second())
+    }
+
+    fn epoch_ns(&self) -> u64 {
+        self.epoch_ns
+    }
+}
+
+/// The kernel and the initial RAM disk that `vm` boots from.
+pub(crate) fn files(
+    vm: &config::Vm,
+    file: impl Fn(config::FileId) -> Option<&'static [u8]>,
+) -> Option<Files> {
+    let initrd = match vm.kernel.initrd {
+        Some(id) => Some(file(id)?),
+        None => None,
+    };
+    Some(Files { kernel: file(vm.kernel.file)?, initrd })
+}
