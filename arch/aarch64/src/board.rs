@@ -1,0 +1,127 @@
+//! The machine that a guest finds, made of one VM's configuration: devices, payload, device tree. Pure.
+
+use alloc::boxed::Box;
+use alloc::string::{String, ToString as _};
+use alloc::vec;
+use alloc::vec::Vec;
+use bulkhead::arch::{Board, Entry, Files, Segment, Window};
+use bulkhead::config::{self, KernelFormat};
+use bulkhead_firmware_stubs::arm64_image::Header;
+use bulkhead_firmware_stubs::fdt::GuestTree;
+use bulkhead_firmware_stubs::placement::{Extent, Request};
+use bulkhead_vdev::pl011::Pl011;
+use bulkhead_vdev::pl031::Pl031;
+use bulkhead_vdev::{Device, Gpa, virt};
+use sha2::{Digest as _, Sha256};
+
+const DEVICE_BYTES: u64 = 0x1000;
+
+/// What a guest's kernel starts its random numbers from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seeds {
+    rng: [u8; 32],
+    kaslr: u64,
+}
+
+impl Seeds {
+    /// The seeds of VM number `vm`, from random bytes of the machine's loader; none if it had none. By a one-way function,
+    /// so that no guest learns another's.
+    #[must_use]
+    pub fn derive(entropy: &[u8], vm: usize) -> Option<Self> {
+        if entropy.is_empty() {
+            return None;
+        }
+        let hash = |purpose: &[u8]| {
+            Sha256::new()
+                .chain_update(entropy)
+                .chain_update(vm.to_le_bytes())
+                .chain_update(purpose)
+                .finalize()
+        };
+        let mut kaslr = [0; 8];
+        kaslr.copy_from_slice(&hash(b"kaslr")[..8]);
+        Some(Self { rng: hash(b"rng").into(), kaslr: u64::from_le_bytes(kaslr) })
+    }
+}
+
+/// The board of `vm`, which boots from `files`.
+///
+/// # Errors
+/// One line that says why the payload cannot boot in this VM.
+pub fn board(vm: &config::Vm, files: Files, seeds: Option<Seeds>) -> Result<Board, String> {
+    let ram = Extent { start: virt::RAM, bytes: vm.ram_bytes };
+    let (kernel, pc) = kernel(vm.kernel.format, files.kernel, ram)?;
+    let tree = |initrd| {
+        let tree = GuestTree {
+            vcpus: vm.vcpus,
+            ram: &[ram],
+            command_line: &vm.kernel.cmdline,
+            initrd,
+            rng_seed: seeds.map(|seeds| seeds.rng),
+            kaslr_seed: seeds.map(|seeds| seeds.kaslr),
+            uart: true,
+            rtc: true,
+        };
+        tree.to_dtb()
+    };
+    let initrd_bytes = files.initrd.map(|initrd| initrd.len() as u64);
+    let any = initrd_bytes.map(|bytes| Extent { start: virt::RAM, bytes });
+    let request = Request { ram, kernel, initrd_bytes, device_tree_bytes: tree(any).len() as u64 };
+    let placed = request.place().map_err(|error| error.to_string())?;
+    let device_tree: &'static [u8] = Box::leak(tree(placed.initrd).into_boxed_slice());
+
+    let mut segments = Vec::new();
+    segments.push(Segment { to: placed.kernel.start, bytes: files.kernel });
+    segments.push(Segment { to: placed.device_tree.start, bytes: device_tree });
+    if let (Some(place), Some(bytes)) = (placed.initrd, files.initrd) {
+        segments.push(Segment { to: place.start, bytes });
+    }
+    Ok(Board {
+        windows: windows(),
+        segments,
+        // The boot protocol of arm64 Linux: x0 is the device tree, x1 to x3 are 0.
+        entry: Entry { pc, arguments: [placed.device_tree.start.0, 0, 0, 0] },
+    })
+}
+
+/// Where the kernel lies and where it is entered.
+fn kernel(format: KernelFormat, file: &[u8], ram: Extent) -> Result<(Extent, Gpa), String> {
+    match format {
+        KernelFormat::Arm64Image => {
+            let header = Header::parse(file).map_err(|error| error.to_string())?;
+            let extent = header
+                .extent(ram.start, file.len() as u64)
+                .ok_or_else(|| String::from("the kernel's header asks for a place beyond all memory"))?;
+            Ok((extent, extent.start))
+        }
+        KernelFormat::Flat { load, entry } => {
+            Ok((Extent { start: Gpa(load), bytes: file.len() as u64 }, Gpa(entry)))
+        }
+    }
+}
+
+fn windows() -> Vec<Window> {
+    let window = |base, device: Box<dyn Device>, line| Window { base, len: DEVICE_BYTES, device, line };
+    vec![
+        window(virt::UART, Box::new(Pl011::new()), virt::UART_INTID),
+        window(virt::RTC, Box::new(Pl031::new()), virt::RTC_INTID),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Seeds;
+
+    #[test]
+    fn each_vm_has_seeds_of_its_own() {
+        let [one, other] = [0, 1].map(|vm| Seeds::derive(&[7; 32], vm).unwrap());
+        assert_ne!(one.rng, other.rng);
+        assert_ne!(one.kaslr, other.kaslr);
+        assert_eq!(Seeds::derive(&[7; 32], 0), Some(one), "a restart finds the same machine");
+    }
+
+    #[test]
+    fn without_entropy_there_are_no_seeds() {
+        assert_eq!(Seeds::derive(&[], 0), None);
+    }
+}
