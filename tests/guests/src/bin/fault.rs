@@ -1,0 +1,61 @@
+//! Commits one crime, named on the command line by `crime=NAME`, without vectors that could recover.
+//!
+//! On QEMU's own machine nobody would notice most of them: there the program says so and powers off.
+#![no_std]
+#![no_main]
+#![expect(unsafe_code, reason = "crimes")]
+
+use core::arch::asm;
+
+use bulkhead_test_guests::{exception, machine, mmio, mmu, println, psci, smp};
+
+bulkhead_test_guests::program!(main);
+
+/// Nothing is there, on any machine that this program knows.
+const NOWHERE: usize = 0x0b00_0000;
+const FAR_AWAY: usize = 0xf_8000_0000;
+
+type Crime = (&'static str, fn());
+
+const CRIMES: [Crime; 10] = [
+    // SAFETY: there is no code; that is the crime.
+    ("wild-jump", || unsafe { exception::call(FAR_AWAY) }),
+    ("unmapped-read", || println!("read {:#x}", mmio::read32(NOWHERE))),
+    ("unmapped-write", || mmio::write32(NOWHERE, 1)),
+    ("page-tables", mmu::destroy),
+    ("undefined", || {
+        // SAFETY: permanently UNDEFINED.
+        unsafe { asm!("udf #1", options(nostack)) };
+    }),
+    ("smc-reset", || {
+        psci::smc(psci::SYSTEM_RESET, 0, 0, 0);
+    }),
+    ("power-off", || psci::system_off()),
+    ("endless-vector", || {
+        // SAFETY: no handler is there; that is the crime.
+        unsafe { asm!("svc #0", options(nostack)) };
+    }),
+    ("el2-instruction", || {
+        // SAFETY: UNDEFINED at EL1.
+        unsafe { asm!("mrs {}, vttbr_el2", out(reg) _, options(nostack)) };
+    }),
+    ("cpu-off-last", || smp::switch_off()),
+];
+
+fn main() {
+    let name = machine::argument("crime").unwrap_or("none");
+    println!("crime: {name}");
+    let Some((_, commit)) = CRIMES.iter().find(|(known, _)| *known == name) else {
+        println!("# crime=NAME, one of:");
+        CRIMES.iter().for_each(|(known, _)| println!("#   {known}"));
+        return;
+    };
+    if !machine::is_hypervised() && name != "power-off" {
+        println!("# native: not committed");
+        return;
+    }
+    // SAFETY: from here on no exception is handled; that is what the program is for.
+    unsafe { asm!("msr vbar_el1, {}", "isb", in(reg) NOWHERE, options(nostack)) };
+    commit();
+    println!("# survived: {name}");
+}
