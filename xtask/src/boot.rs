@@ -1,0 +1,137 @@
+//! From a folder with a system.toml to a running emulator: the way that `run`, `scenario`, `test` and `bench` share.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use bulkhead::memory::place::place;
+use tempfile::TempDir;
+
+use crate::console::Emulator;
+use crate::frames::LOG;
+use crate::machine::{Boot, Settings};
+use crate::system::Loaded;
+use crate::{build, pack, system, workspace};
+
+const ARCHIVE: &str = "system.archive";
+
+/// What stands between the machine and the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Under {
+    /// Bulkhead.
+    Bulkhead,
+    /// Nothing: the first VM's kernel boots on the machine itself, for comparison.
+    Nothing,
+}
+
+/// A system whose files are ready to boot; they vanish with this.
+pub(crate) struct Prepared {
+    pub(crate) loaded: Loaded,
+    under: Under,
+    hypervisor: PathBuf,
+    files: TempDir,
+}
+
+/// The folder that IMAGE on the command line means: a path, or a name under images/.
+pub(crate) fn image_folder(image: &str) -> anyhow::Result<PathBuf> {
+    let path = Path::new(image);
+    if path.join("system.toml").is_file() {
+        return Ok(path.to_path_buf());
+    }
+    let named = workspace::root().join("images").join(image);
+    if named.join("system.toml").is_file() {
+        return Ok(named);
+    }
+    bail!("no system.toml in {image} or in images/{image}: {}", known_images());
+}
+
+fn known_images() -> String {
+    let entries = std::fs::read_dir(workspace::root().join("images")).into_iter().flatten();
+    let folders = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut names: Vec<String> = folders
+        .filter(|folder| folder.join("system.toml").is_file())
+        .filter_map(|folder| Some(folder.file_name()?.to_string_lossy().into_owned()))
+        .collect();
+    names.sort();
+    format!("give a folder or one of {}", names.join(", "))
+}
+
+/// Checks, builds and packs what is to be booted.
+pub(crate) fn prepare(folder: &Path, under: Under) -> anyhow::Result<Prepared> {
+    let loaded = system::load(folder).map_err(|error| anyhow!("{error}"))?;
+    let files = tempfile::tempdir_in(workspace::folder("bulkhead")?)?;
+    let hypervisor = match under {
+        Under::Bulkhead => build::hypervisor()?,
+        Under::Nothing => PathBuf::new(),
+    };
+    let prepared = Prepared { loaded, under, hypervisor, files };
+    match under {
+        Under::Bulkhead => prepared.write(ARCHIVE, &pack::archive_bytes(&prepared.loaded))?,
+        Under::Nothing => prepared.write_native()?,
+    }
+    Ok(prepared)
+}
+
+impl Prepared {
+    /// Boots it on a machine, after making sure that the machine has room for it.
+    pub(crate) fn start(&self, settings: &Settings) -> anyhow::Result<Emulator> {
+        match self.under {
+            Under::Bulkhead => {
+                self.check_fits(settings)?;
+                let archive = self.path(ARCHIVE);
+                let boot = Boot::Bulkhead { hypervisor: &self.hypervisor, archive: &archive };
+                Emulator::start(settings.command(&boot), LOG)
+            }
+            Under::Nothing => {
+                let (kernel, initrd) = (self.path("kernel"), self.path("initrd"));
+                let initrd = initrd.is_file().then_some(initrd.as_path());
+                let vm = &self.loaded.system.vms[0];
+                let boot = Boot::Native { kernel: &kernel, initrd, cmdline: &vm.kernel.cmdline };
+                Emulator::start(settings.command(&boot), &vm.name)
+            }
+        }
+    }
+
+    /// Changes the packed archive, to see whether it is noticed.
+    pub(crate) fn damage(&self, damage: fn(&mut Vec<u8>)) -> anyhow::Result<()> {
+        let mut archive = std::fs::read(self.path(ARCHIVE))?;
+        damage(&mut archive);
+        self.write(ARCHIVE, &archive)
+    }
+
+    /// The VMs' names, in the order of system.toml.
+    pub(crate) fn vm_names(&self) -> Vec<String> {
+        self.loaded.system.vms.iter().map(|vm| vm.name.clone()).collect()
+    }
+
+    /// RAM that does not fit is better said here than by a hypervisor at boot.
+    fn check_fits(&self, settings: &Settings) -> anyhow::Result<()> {
+        let archive_bytes = std::fs::metadata(self.path(ARCHIVE))?.len();
+        let wanted: Vec<u64> = self.loaded.system.vms.iter().map(|vm| vm.ram_bytes).collect();
+        match place(&wanted, std::slice::from_ref(&settings.bank()), &settings.used(archive_bytes)) {
+            Ok(_) => Ok(()),
+            Err(error) => bail!("VM `{}`: {error}", self.loaded.system.vms[error.vm].name),
+        }
+    }
+
+    fn write_native(&self) -> anyhow::Result<()> {
+        let vm = self.loaded.system.vms.first().context("a system has a VM")?;
+        self.write("kernel", self.file(vm.kernel.file)?)?;
+        match vm.kernel.initrd {
+            Some(initrd) => self.write("initrd", self.file(initrd)?),
+            None => Ok(()),
+        }
+    }
+
+    fn file(&self, id: bulkhead::config::FileId) -> anyhow::Result<&[u8]> {
+        let file = usize::try_from(id.0).ok().and_then(|index| self.loaded.files.get(index));
+        Ok(&file.context("the system names a file that was not loaded")?.1)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.files.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+        workspace::write(&self.path(name), bytes)
+    }
+}

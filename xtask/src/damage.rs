@@ -1,0 +1,78 @@
+//! Archives that are not what was packed: Bulkhead must refuse them at boot, in one line, and end.
+
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+
+use crate::boot::{self, Under};
+use crate::console::Event;
+use crate::frames::LOG;
+use crate::machine::{Clock, CpuModel, Machine, Settings};
+use crate::scenario::transcript::Transcript;
+use crate::scenario::{DEFAULT_CPUS, DEFAULT_RAM};
+use crate::workspace;
+
+/// A small system, whose archive is damaged.
+const IMAGE: &str = "tests/images/guest-tap-basic";
+const LIMIT: Duration = Duration::from_secs(30);
+/// What Bulkhead says when it boots nothing.
+const REFUSAL: &str = "nothing is booted";
+
+type Damage = fn(&mut Vec<u8>);
+
+/// Every kind of damage, with its name.
+pub(crate) const KINDS: [(&str, Damage); 4] = [
+    ("archive cut short", |archive| archive.truncate(archive.len() / 2)),
+    ("archive with one bit flipped", |archive| {
+        let middle = archive.len() / 2;
+        archive[middle] ^= 1;
+    }),
+    ("archive with a damaged start", |archive| archive[0] ^= 0xff),
+    ("archive that is none", |archive| archive.fill(0)),
+];
+
+/// Boots a damaged archive and looks for the refusal.
+pub(crate) fn run(damage: Damage) -> anyhow::Result<()> {
+    let prepared = boot::prepare(&workspace::root().join(IMAGE), Under::Bulkhead)?;
+    prepared.damage(damage)?;
+    let settings = Settings {
+        machine: Machine::QemuVirt,
+        cpu: CpuModel::default(),
+        cpus: DEFAULT_CPUS,
+        ram_bytes: DEFAULT_RAM,
+        clock: Clock::Host,
+        extra: Vec::new(),
+    };
+    let mut emulator = prepared.start(&settings)?;
+    let mut transcript = Transcript::default();
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match emulator.wait(Some(deadline))? {
+            Event::Printed(pieces) => transcript.add(pieces),
+            Event::Late => {
+                bail!("the machine did not end within {} s\n{}", LIMIT.as_secs(), transcript.tail())
+            }
+            Event::Ended(status) => {
+                let log = transcript.text(LOG);
+                if status.success() && log.contains(REFUSAL) && !log.contains("panic") {
+                    return Ok(());
+                }
+                bail!("no refusal ({status})\n{}", transcript.tail());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_damage_changes_the_archive() {
+        for (name, damage) in KINDS {
+            let mut archive = vec![1; 64];
+            damage(&mut archive);
+            assert_ne!(archive, vec![1; 64], "{name}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Guest kernels and programs from Debian: `debian:` names become files under target/payload.
+//!
+//! What was fetched once is kept with its package's name and checksum, and used again without asking the network: remove
+//! target/payload to get newer ones. Nothing is installed; packages are only unpacked.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+use anyhow::{Context, bail};
+use bulkhead::config::Architecture;
+use sha2::{Digest, Sha256};
+
+use crate::apt::{self, Apt, Purpose};
+use crate::progress::Step;
+use crate::{command, initramfs, workspace};
+
+/// What a `debian:` name stands for.
+struct Payload {
+    name: &'static str,
+    /// Debian's package; for kernels, the one that depends on the newest.
+    package: fn(&str) -> String,
+    /// The file inside, as tar knows it.
+    inside: &'static str,
+    /// What is made of the file.
+    make: fn(Vec<u8>) -> anyhow::Result<Vec<u8>>,
+}
+
+const PAYLOADS: [Payload; 3] = [
+    Payload {
+        name: "linux-cloud",
+        package: |debian| format!("linux-image-cloud-{debian}"),
+        inside: "./boot/vmlinuz-*",
+        make: Ok,
+    },
+    Payload {
+        name: "linux-rt",
+        package: |debian| format!("linux-image-rt-{debian}"),
+        inside: "./boot/vmlinuz-*",
+        make: Ok,
+    },
+    Payload {
+        name: "busybox-initrd",
+        package: |_| "busybox-static".to_owned(),
+        inside: "./bin/busybox",
+        make: |busybox| initramfs::build(&busybox),
+    },
+];
+
+/// One at a time: two threads must not fetch the same.
+static FETCHING: Mutex<()> = Mutex::new(());
+
+/// The file that a `debian:` name stands for, fetched if it is not there yet.
+pub(crate) fn resolve(name: &str, architecture: Architecture) -> anyhow::Result<PathBuf> {
+    let short = name.strip_prefix("debian:").unwrap_or(name);
+    let Some(payload) = PAYLOADS.iter().find(|payload| payload.name == short) else {
+        let known = PAYLOADS.map(|payload| format!("debian:{}", payload.name)).join(", ");
+        bail!("no payload is called `debian:{short}`: choose one of {known}");
+    };
+    let debian = debian_name(architecture);
+    let folder = workspace::folder(&format!("payload/{debian}"))?;
+    let _guard = FETCHING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let archive = match cached(&folder, short) {
+        Some(archive) => archive,
+        None => download(&folder, &(payload.package)(debian), short, debian)?,
+    };
+    let file = folder.join(format!("{short}.img"));
+    let made_of = folder.join(format!("{short}.made-of"));
+    let source = made_of_text(&archive, payload)?;
+    if !file.is_file()
+        || std::fs::read_to_string(&made_of).is_ok_and(|text| text != source)
+        || !made_of.is_file()
+    {
+        let content = (payload.make)(extract(&archive, payload.inside)?)?;
+        workspace::write(&file, &content)?;
+        workspace::write(&made_of, source.as_bytes())?;
+        println!("{}", describe(short, &archive)?);
+    }
+    Ok(file)
+}
+
+/// Everything that was fetched, one line each: name, package with version, checksum.
+pub(crate) fn describe_all(architecture: Architecture) -> anyhow::Result<Vec<String>> {
+    let folder = workspace::folder(&format!("payload/{}", debian_name(architecture)))?;
+    let archives = PAYLOADS.iter().filter_map(|payload| Some((payload.name, cached(&folder, payload.name)?)));
+    archives.map(|(name, archive)| describe(name, &archive)).collect()
+}
+
+fn debian_name(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::Aarch64 => "arm64",
+        Architecture::X86_64 => "amd64",
+    }
+}
+
+/// The package that an earlier run fetched for this name.
+fn cached(folder: &Path, name: &str) -> Option<PathBuf> {
+    let package = std::fs::read_to_string(folder.join(format!("{name}.package"))).ok()?;
+    let archive = folder.join(package.trim());
+    archive.is_file().then_some(archive)
+}
+
+fn download(folder: &Path, package: &str, name: &str, debian: &str) -> anyhow::Result<PathBuf> {
+    let distribution = apt::release().map_or_else(|| "unknown".to_owned(), |release| release.id);
+    if distribution != "debian" {
+        bail!(
+            "`debian:{name}` is got from Debian's archive, but this system is {distribution}: give files of your own in system.toml"
+        );
+    }
+    let apt = Apt::configure(Purpose::Foreign(debian))?;
+    apt.update()?;
+    let package = real_package(&apt, package)?;
+    let _step = Step::start(format!("fetching {package} for {debian}"));
+    let uris = command::read(apt.command("apt-get").args(["download", "--print-uris", &package]))?;
+    let Some(file) = file_name(&uris) else { bail!("the archive has no {package} for {debian}") };
+    let mut get = apt.command("apt-get");
+    get.current_dir(folder).args(["download", &package]);
+    apt::fetch(&mut get, &package)?;
+    workspace::write(&folder.join(format!("{name}.package")), file.as_bytes())?;
+    Ok(folder.join(file))
+}
+
+/// The kernel that a metapackage depends on; any other package is itself.
+fn real_package(apt: &Apt, package: &str) -> anyhow::Result<String> {
+    let depends = command::read(apt.command("apt-cache").args(["depends", package]))
+        .with_context(|| format!("the archive has no {package}"))?;
+    Ok(kernel_behind(&depends).unwrap_or(package).to_owned())
+}
+
+fn kernel_behind(depends: &str) -> Option<&str> {
+    let names =
+        depends.lines().filter_map(|line| line.trim().trim_start_matches('|').strip_prefix("Depends: "));
+    names.map(str::trim).find(|name| name.starts_with("linux-image-"))
+}
+
+/// The second word of `'URI' FILE SIZE HASH`.
+fn file_name(uris: &str) -> Option<&str> {
+    let line = uris.lines().find(|line| line.starts_with('\''))?;
+    let file = line.split_whitespace().nth(1)?;
+    (!file.contains('/')).then_some(file)
+}
+
+/// One file out of a package, without unpacking the rest.
+fn extract(archive: &Path, inside: &str) -> anyhow::Result<Vec<u8>> {
+    let _step =
+        Step::start(format!("unpacking {}", archive.file_name().unwrap_or_default().to_string_lossy()));
+    let folder = tempfile::tempdir_in(workspace::folder("payload")?)?;
+    let mut unpack = Command::new("sh");
+    unpack.args(["-c", r#"dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2" --wildcards "$3""#, "sh"]);
+    command::read(unpack.arg(archive).arg(folder.path()).arg(inside))?;
+    let inner = folder.path().join(Path::new(inside).parent().expect("a file lies in a folder"));
+    let mut files = std::fs::read_dir(&inner)?.filter_map(|entry| Some(entry.ok()?.path()));
+    let Some(file) = files.next() else { bail!("{} holds no {inside}", archive.display()) };
+    Ok(std::fs::read(file)?)
+}
+
+/// What the made file depends on: the package, and for the initial RAM disk also what we put in.
+fn made_of_text(archive: &Path, payload: &Payload) -> anyhow::Result<String> {
+    let recipe = if payload.name == "busybox-initrd" { initramfs::recipe() } else { String::new() };
+    let name = archive.file_name().unwrap_or_default().to_string_lossy();
+    Ok(format!("{name}\n{}\n", hex(&Sha256::digest(recipe.as_bytes()))))
+}
+
+fn describe(name: &str, archive: &Path) -> anyhow::Result<String> {
+    let package = archive.file_stem().unwrap_or_default().to_string_lossy().replace("%3a", ":");
+    let digest = Sha256::digest(std::fs::read(archive)?);
+    Ok(format!("debian:{name} is {package}, SHA-256 {}", hex(&digest)))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_behind_a_metapackage_is_found() {
+        let depends =
+            "linux-image-cloud-arm64\n  Depends: linux-base\n  Depends: linux-image-6.1.0-56-cloud-arm64\n";
+        assert_eq!(kernel_behind(depends), Some("linux-image-6.1.0-56-cloud-arm64"));
+        assert_eq!(kernel_behind("busybox-static\n  Conflicts: busybox\n"), None);
+    }
+
+    #[test]
+    fn the_file_name_comes_from_the_second_word() {
+        let uris = "'http://mirror.example/b.deb' busybox-static_1%3a1.35.0-4_arm64.deb 912 SHA256:00\n";
+        assert_eq!(file_name(uris), Some("busybox-static_1%3a1.35.0-4_arm64.deb"));
+        assert_eq!(file_name("'x' ../../escape 1 h\n"), None);
+        assert_eq!(file_name(""), None);
+    }
+
+    #[test]
+    fn an_unknown_name_lists_the_known_ones() {
+        let error = resolve("debian:windows", Architecture::Aarch64).unwrap_err().to_string();
+        assert!(error.contains("debian:linux-cloud") && error.contains("debian:busybox-initrd"), "{error}");
+    }
+}
