@@ -173,8 +173,11 @@ extern "C" fn boot(tree: u64) -> ! {
         ),
     };
     let own = MPIDR_EL1::read() & AFFINITY;
-    let boot_cpu = machine.cpus.iter().position(|cpu| *cpu == own).unwrap_or(0);
-    machine.cpus.swap(0, boot_cpu);
+    match machine.cpus.iter().position(|cpu| *cpu == own) {
+        Some(boot_cpu) => machine.cpus.swap(0, boot_cpu),
+        // It is beyond those that are used, or nobody's to start: it is here all the same.
+        None => machine.cpus.iter_mut().take(1).for_each(|first| *first = own),
+    }
     for (index, start) in STARTS.iter().enumerate() {
         prepare(start, index, root);
     }
