@@ -245,13 +245,6 @@ impl Abort {
         self.0 >> 7 & 1 != 0
     }
 
-    /// The inverse of `FnV`: `FAR_EL2` holds the address.
-    #[inline]
-    #[must_use]
-    pub const fn far_is_valid(self) -> bool {
-        self.0 >> 10 & 1 == 0
-    }
-
     /// DFSC or IFSC: what went wrong.
     #[inline]
     #[must_use]
@@ -290,11 +283,7 @@ impl Abort {
     #[inline]
     #[must_use]
     pub const fn address(self, hpfar: u64, far: u64) -> Gpa {
-        let page = (hpfar & 0x0000_ffff_ffff_fff0) << 8;
-        if self.on_table_walk() {
-            return Gpa(page);
-        }
-        Gpa(page | far & 0xfff)
+        page_and_offset(hpfar, if self.on_table_walk() { 0 } else { far })
     }
 
     /// A load or store, described by the syndrome, of a page that is not mapped: how guests reach devices. Then
@@ -331,6 +320,13 @@ impl Abort {
         let wide = ((value << unused).cast_signed() >> unused).cast_unsigned();
         if is_64_bit { wide } else { wide & 0xffff_ffff }
     }
+}
+
+/// The guest-physical address from `HPFAR_EL2`, which has the page, and `FAR_EL2`, which has the rest (Arm ARM, `HPFAR_EL2`).
+#[inline]
+#[must_use]
+pub const fn page_and_offset(hpfar: u64, far: u64) -> Gpa {
+    Gpa((hpfar & 0x0000_ffff_ffff_fff0) << 8 | far & 0xfff)
 }
 
 /// What made an access fail (Arm ARM D24.2.40, DFSC and IFSC); levels are of the stage that reports it.

@@ -233,7 +233,7 @@ pub const fn arch_features(function: u32) -> Status {
 
 /// `VMPIDR_EL2` of the vCPU `index`: affinity level 0 is the index, bit 31 reads as one.
 #[must_use]
-pub const fn mpidr(index: u32) -> u64 {
+pub const fn mpidr(index: usize) -> u64 {
     1 << 31 | (index & 0xff) as u64
 }
 

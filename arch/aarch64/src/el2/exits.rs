@@ -1,7 +1,7 @@
 //! What a guest's synchronous exceptions mean, and what becomes of them.
 
 use super::{El2, Vcpu, vcpu_of};
-use crate::esr::{Class, Direction, Encoding, Esr, Wait};
+use crate::esr::{Class, Direction, Encoding, Esr, Wait, page_and_offset};
 use crate::hw::{
     ELR_EL1, ELR_EL2, ESR_EL1, ESR_EL2, FAR_EL1, FAR_EL2, HPFAR_EL2, ID_CRM1_EL1, ID_CRM2_EL1, ID_CRM3_EL1,
     ID_CRM4_EL1, ID_CRM5_EL1, ID_CRM6_EL1, ID_CRM7_EL1, SCTLR_EL1, SPSR_EL1, SPSR_EL2, VBAR_EL1,
@@ -327,12 +327,6 @@ fn affinity_info(target: u64, level: u64, vm: &Vm<El2>) -> u64 {
 #[cold]
 fn machine_abort() -> Option<Exit> {
     fault("the machine failed one of its accesses to memory", None)
-}
-
-/// The guest-physical address from `HPFAR_EL2`, which has the page, and `FAR_EL2`, which has the rest (Arm ARM, `HPFAR_EL2`).
-#[inline]
-fn page_and_offset(hpfar: u64, far: u64) -> Gpa {
-    Gpa(hpfar >> 4 << 12 | far & 0xfff)
 }
 
 /// What the CPU says in the identification register `encoding`.

@@ -33,8 +33,6 @@ use context::Context;
 use core::fmt;
 use core::marker::PhantomData;
 
-/// `VMPIDR_EL2`: bit 31 is RES1.
-const MPIDR_RES1: u64 = 1 << 31;
 /// CNTHP_CTL_EL2: enabled.
 const TIMER_ENABLED: u64 = 1;
 
@@ -233,7 +231,7 @@ unsafe impl Arch for El2 {
 
     fn load(&self, vcpu: &mut Vcpu, vm: &Vm<Self>) {
         vcpu.space.load(&self.facts, vcpu.waits_trap);
-        VMPIDR_EL2::write(MPIDR_RES1 | vcpu.id.0 as u64);
+        VMPIDR_EL2::write(psci::mpidr(vcpu.id.0));
         vcpu.context.load(&self.facts);
         let held = self.with_gic(vcpu.id, vm, |gic, lists| gic.load(vcpu.id.0, lists));
         let physical = Self::hardware_lines(self.machine)
