@@ -10,7 +10,7 @@ use crate::vm::Vm;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
-use bulkhead_vdev::{Access, Device, Gpa, IrqLines};
+use bulkhead_vdev::{Access, Device, Gpa, IrqLines, VcpuSet};
 use core::fmt;
 
 /// A physical CPU: its place in the machine's list, from 0.
@@ -28,10 +28,12 @@ pub struct Ticks(pub u64);
 /// Where a vCPU starts: its first instruction and what its argument registers hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Entry {
-    /// The first instruction, with translation off.
+    /// The first instruction.
     pub pc: Gpa,
     /// The argument registers; what is not named is 0.
     pub arguments: [u64; 4],
+    /// Which of the CPU's start states it is in, as the back end numbers them; 0 is the one after power-on.
+    pub state: u32,
 }
 
 /// Why a guest's CPU came back.
@@ -41,8 +43,10 @@ pub enum Exit {
     Io(Place, Access),
     /// A call to the hypervisor's own services; [`Arch::reply`] answers.
     Hypercall(u64, [u64; 4]),
-    /// The guest starts another of its CPUs; [`Arch::started`] answers.
-    Start(VcpuId, Entry),
+    /// The guest starts others of its CPUs; [`Arch::started`] answers.
+    Start(VcpuSet, Entry),
+    /// The guest switches others of its CPUs off, whatever they do; nothing answers.
+    SwitchOff(VcpuSet),
     /// Nothing to do until an interrupt comes.
     Idle,
     /// A host interrupt, a deadline or a kick.
@@ -122,7 +126,9 @@ pub enum StartError {
 
 /// A guest's machine: what [`Arch::board`] makes of one VM's configuration.
 pub struct Board {
-    /// The devices, each in its window of the guest's memory.
+    /// The devices.
+    pub devices: Vec<Wired>,
+    /// Where the devices answer.
     pub windows: Vec<Window>,
     /// What a start copies into RAM, in this order.
     pub segments: Vec<Segment>,
@@ -131,15 +137,35 @@ pub struct Board {
 }
 
 /// A device and how it is wired.
-pub struct Window {
-    /// The first byte.
-    pub base: Gpa,
-    /// In bytes.
-    pub len: u64,
+pub struct Wired {
     /// The model.
     pub device: Box<dyn Device>,
-    /// The interrupt controller's number for the device's wire.
-    pub line: u32,
+    /// The interrupt controller's number for the device's wire, if it has one.
+    pub line: Option<u32>,
+}
+
+/// A range of memory or of ports in which a device answers. A device may have several.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Window {
+    /// The first byte, or the first port.
+    pub base: Place,
+    /// In bytes, or ports.
+    pub len: u64,
+    /// Which of the board's devices.
+    pub device: usize,
+    /// What the device calls the first byte.
+    pub offset: u64,
+}
+
+/// A range of a guest's RAM. What lies behind is one line of memory, of which a guest's address space shows parts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RamRange {
+    /// Where the guest finds it.
+    pub at: Gpa,
+    /// Where it begins in the line.
+    pub offset: u64,
+    /// In bytes, a multiple of a page.
+    pub bytes: u64,
 }
 
 /// Bytes that a start copies into the guest's RAM.
@@ -178,8 +204,8 @@ pub unsafe trait Arch: Sized + 'static {
 
     /// What guests of this architecture are called in a configuration.
     const ARCHITECTURE: config::Architecture;
-    /// Where a guest's RAM starts.
-    const GUEST_RAM: Gpa;
+    /// Where a guest with so many bytes of RAM finds it, lowest address first.
+    fn ram(bytes: u64) -> Vec<RamRange>;
 
     /// Starts another physical CPU, which then calls `main`.
     ///
@@ -199,9 +225,9 @@ pub unsafe trait Arch: Sized + 'static {
     /// How many bits a guest-physical address has on this machine.
     fn address_bits(&self) -> u32;
 
-    /// Registers of a vCPU of the address space `space`, which is VM number `vm`'s. `shared` says that other vCPUs
-    /// run on this physical CPU too, so that waiting has to come back as [`Exit::Idle`].
-    fn vcpu(&self, vm: usize, id: VcpuId, space: &Stage2<Self::Format>, shared: bool) -> Self::Vcpu;
+    /// Registers of the vCPU `id` of `vm`. `shared` says that other vCPUs run on this physical CPU too, so that waiting has
+    /// to come back as [`Exit::Idle`].
+    fn vcpu(&self, vm: &Vm<Self>, id: VcpuId, shared: bool) -> Self::Vcpu;
 
     /// Puts `vcpu` into the state after power-on, about to execute `entry`. It is not loaded.
     fn reset(&self, vcpu: &mut Self::Vcpu, entry: Entry);
@@ -224,7 +250,7 @@ pub unsafe trait Arch: Sized + 'static {
     /// Answers [`Exit::Hypercall`].
     fn reply(&self, vcpu: &mut Self::Vcpu, result: u64);
 
-    /// Answers [`Exit::Start`].
+    /// Answers [`Exit::Start`], once for each vCPU of the set.
     fn started(&self, vcpu: &mut Self::Vcpu, result: Result<(), StartError>);
 
     /// When an unloaded `vcpu` that waits wants to run again by its own timers.

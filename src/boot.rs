@@ -6,7 +6,7 @@ use crate::config::{self};
 use crate::console::Console;
 use crate::memory::frames::FramePool;
 use crate::memory::guest_ram::GuestRam;
-use crate::memory::place::{DoesNotFit, Pieces, place};
+use crate::memory::place::{DoesNotFit, Pieces, lay, place};
 use crate::memory::table::{MapError, Perm, Stage2};
 use crate::memory::{Claim, HostMemory};
 use crate::sched::MAX_SHARED;
@@ -15,6 +15,7 @@ use crate::vm::{Parts, Vm, files};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
+use bulkhead_vdev::Gpa;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -161,11 +162,12 @@ impl<A: Arch> Hypervisor<A> {
         ranges: Pieces,
         cpus: Vec<CpuId>,
     ) -> Result<Parts<A>, BootError> {
-        let claims: Result<Vec<Claim>, _> =
-            ranges.into_iter().map(|range| boot.memory.claim(range)).collect();
+        let claim = |(at, range)| boot.memory.claim(range).map(|claim| (at, claim));
+        let claims: Result<Vec<(Gpa, Claim)>, _> =
+            lay(&A::ram(config.ram_bytes), &ranges).into_iter().map(claim).collect();
         // `place` was shown what is taken; a claim that fails all the same must not become a VM.
         let claims = claims.map_err(|_| BootError::payload(index, "its RAM was given away"))?;
-        let ram = GuestRam::new(A::GUEST_RAM, claims);
+        let ram = GuestRam::new(claims);
         let space = Self::address_space(arch, &mut boot.frames, &ram).map_err(|error| match error {
             MapError::NoFrames => BootError::NoFrames,
             MapError::Occupied | MapError::BadAddress => BootError::payload(

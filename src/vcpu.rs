@@ -60,7 +60,7 @@ impl<A: Arch> Cpu<A> {
             .map(|(vm, vcpu)| Runner {
                 vm,
                 id: vcpu,
-                registers: arch.vcpu(vm.index, vcpu, &vm.space, shared),
+                registers: arch.vcpu(vm, vcpu, shared),
                 started: false,
                 parked: 0,
                 stuck: false,
@@ -146,6 +146,8 @@ impl<A: Arch> Cpu<A> {
                         self.arch.reset(&mut runner.registers, entry);
                         runner.started = true;
                         runner.stuck = false;
+                    } else if runner.started && runner.vm.is_on(runner.id) == Some(false) {
+                        self.went_off(index);
                     }
                 }
                 Phase::Stopping if runner.parked != runner.vm.stops() => self.park(index),
@@ -266,15 +268,18 @@ impl<A: Arch> Cpu<A> {
             match arch.run(registers, vm) {
                 Exit::Io(place, access) => match vm.io(arch, *id, place, access) {
                     Answer::Value(value) => arch.complete(registers, value),
+                    Answer::Stop(stop) => break stop,
                     Answer::Nobody => match vm.nowhere(place, access) {
                         Ok(()) => arch.refuse(registers),
                         Err(fault) => break Stop::Fault(fault),
                     },
                 },
-                Exit::Start(target, entry) => {
-                    let result = vm.start(arch, target, entry);
-                    arch.started(registers, result);
+                Exit::Start(set, entry) => {
+                    for target in set.iter() {
+                        arch.started(registers, vm.start(arch, VcpuId(target), entry));
+                    }
                 }
+                Exit::SwitchOff(set) => vm.switch_off(arch, set),
                 // No service has a number yet.
                 Exit::Hypercall(..) => arch.reply(registers, u64::MAX),
                 Exit::Idle => {
@@ -299,12 +304,7 @@ impl<A: Arch> Cpu<A> {
         match stop {
             Stop::CpuOff => {
                 vm.switched_off(runner.id);
-                self.runners[index].started = false;
-                self.unload_if(index);
-                if vm.is_all_off() {
-                    log::info!("{name}: all its CPUs are off");
-                    vm.stop(&self.arch, Stop::PowerOff);
-                }
+                self.went_off(index);
             }
             Stop::PowerOff => {
                 log::info!("{name}: power off");
@@ -319,6 +319,18 @@ impl<A: Arch> Cpu<A> {
                     self.report(index, fault);
                 }
             }
+        }
+    }
+
+    /// A vCPU was switched off, by itself or by another; a VM of which none is left has ended.
+    #[cold]
+    fn went_off(&mut self, index: usize) {
+        self.unload_if(index);
+        let runner = &mut self.runners[index];
+        runner.started = false;
+        if runner.vm.is_all_off() {
+            log::info!("{}: all its CPUs are off", runner.vm.config.name);
+            runner.vm.stop(&self.arch, Stop::PowerOff);
         }
     }
 

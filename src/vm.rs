@@ -3,7 +3,9 @@
 //! A VM belongs to several physical CPUs at once. Everything here is either fixed at boot, atomic, or behind a lock
 //! that only this VM's vCPUs take.
 
-use crate::arch::{Arch, Board, CpuId, Entry, Fault, Files, Place, Segment, StartError, Stop, VcpuId};
+use crate::arch::{
+    Arch, Board, CpuId, Entry, Fault, Files, Place, Segment, StartError, Stop, VcpuId, Window, Wired,
+};
 use crate::config::{self, OnFault, Unmapped};
 use crate::console::Console;
 use crate::memory::guest_ram::GuestRam;
@@ -11,7 +13,7 @@ use crate::memory::table::Stage2;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use bulkhead_vdev::bus::Bus;
-use bulkhead_vdev::{Access, Clock, Device, GuestMemory, IrqLines, Ports, VcpuSet};
+use bulkhead_vdev::{Access, Clock, Device, Gpa, GuestMemory, IrqLines, Ports, VcpuSet, Wish};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use spin::Mutex;
 
@@ -55,8 +57,9 @@ pub struct Vm<A: Arch> {
     /// Its interrupt controller.
     pub irqs: Mutex<A::Irqs>,
     ram: GuestRam,
-    bus: Bus<u16>,
-    devices: Vec<Wired>,
+    memory_bus: Bus<Target>,
+    port_bus: Bus<Target>,
+    devices: Vec<Wiring>,
     segments: Vec<Segment>,
     entry: Entry,
     slots: Vec<Slot>,
@@ -69,9 +72,16 @@ pub struct Vm<A: Arch> {
     payload_ticks: AtomicU64,
 }
 
+/// Which device a window is of, and what the device calls its first byte.
+#[derive(Clone, Copy)]
+struct Target {
+    device: usize,
+    offset: u64,
+}
+
 /// A device, its wire, and when it wants to be called.
-struct Wired {
-    line: u32,
+struct Wiring {
+    line: Option<u32>,
     model: Mutex<Model>,
     alarm_ns: AtomicU64,
 }
@@ -131,6 +141,8 @@ pub enum Answer {
     Value(u64),
     /// Nothing is there.
     Nobody,
+    /// It ends the VM, or starts it again.
+    Stop(Stop),
 }
 
 impl<A: Arch> Vm<A> {
@@ -139,15 +151,20 @@ impl<A: Arch> Vm<A> {
     /// # Errors
     /// One line if two devices want the same window, or the payload does not fit.
     pub fn new(arch: &A, parts: Parts<A>) -> Result<Self, &'static str> {
-        let mut bus = Bus::new();
-        let mut devices = Vec::new();
-        for window in parts.board.windows {
-            let number = u16::try_from(devices.len()).map_err(|_| "too many devices")?;
-            bus.add(window.base, window.len, number)
+        let [mut memory_bus, mut port_bus] = [Bus::new(), Bus::new()];
+        for Window { base, len, device, offset } in parts.board.windows {
+            let (bus, first) = match base {
+                Place::Memory(at) => (&mut memory_bus, at),
+                Place::Port(port) => (&mut port_bus, Gpa(u64::from(port))),
+            };
+            bus.add(first, len, Target { device, offset })
                 .map_err(|_| "two devices overlap in the guest's memory")?;
-            let model = Mutex::new(Model { device: window.device, level: false });
-            devices.push(Wired { line: window.line, model, alarm_ns: AtomicU64::new(NEVER) });
         }
+        let wiring = |Wired { device, line }| {
+            let model = Mutex::new(Model { device, level: false });
+            Wiring { line, model, alarm_ns: AtomicU64::new(NEVER) }
+        };
+        let devices = parts.board.devices.into_iter().map(wiring).collect();
         for segment in &parts.board.segments {
             parts
                 .ram
@@ -166,7 +183,8 @@ impl<A: Arch> Vm<A> {
             config: parts.config,
             space: parts.space,
             ram: parts.ram,
-            bus,
+            memory_bus,
+            port_bus,
             devices,
             segments: parts.board.segments,
             entry: parts.board.entry,
@@ -214,17 +232,26 @@ impl<A: Arch> Vm<A> {
     /// Performs a guest's access to something that is not RAM.
     #[inline]
     pub fn io(&self, arch: &A, vcpu: VcpuId, place: Place, access: Access) -> Answer {
-        let Place::Memory(at) = place else { return Answer::Nobody };
-        let Some((number, offset)) = self.bus.find(at, access.width()) else { return Answer::Nobody };
-        let Some(wired) = self.devices.get(usize::from(number)) else { return Answer::Nobody };
+        let found = match place {
+            Place::Memory(at) => self.memory_bus.find(at, access.width()),
+            Place::Port(port) => self.port_bus.find(Gpa(u64::from(port)), access.width()),
+        };
+        let Some((target, offset)) = found else { return Answer::Nobody };
+        let Some(wired) = self.devices.get(target.device) else { return Answer::Nobody };
+        let offset = target.offset.wrapping_add(offset);
         if let Access::Read(_) = access
             && let Some(value) = wired.model.lock().device.peek(offset)
         {
             return Answer::Value(value);
         }
-        Answer::Value(
-            self.with_device(arch, wired, Some(vcpu), |device, ports| device.access(offset, access, ports)),
-        )
+        self.with_device(arch, wired, Some(vcpu), |device, ports| {
+            let value = device.access(offset, access, ports);
+            match ports.wish {
+                None => Answer::Value(value),
+                Some(Wish::PowerOff) => Answer::Stop(Stop::PowerOff),
+                Some(Wish::Reset) => Answer::Stop(Stop::Reset),
+            }
+        })
     }
 
     /// Counts an access to a place where nothing is, and logs the first of each place. The guest goes on as on the real
@@ -280,20 +307,22 @@ impl<A: Arch> Vm<A> {
     fn with_device<T>(
         &self,
         arch: &A,
-        wired: &Wired,
+        wired: &Wiring,
         from: Option<VcpuId>,
         call: impl FnOnce(&mut dyn Device, &mut Ports<'_>) -> T,
     ) -> T {
         let mut model = wired.model.lock();
         let mut console = self.console.of(self.index);
         let clock = HostClock { arch, epoch_ns: self.epoch_ns };
-        let mut ports = Ports { console: &mut console, memory: &self.ram, clock: &clock };
+        let mut ports = Ports { console: &mut console, memory: &self.ram, clock: &clock, wish: None };
         let result = call(&mut *model.device, &mut ports);
         let level = model.device.irq();
         if level != model.level {
             model.level = level;
-            let woken = self.irqs.lock().set_line(wired.line, level);
-            self.wake(arch, woken, from);
+            if let Some(line) = wired.line {
+                let woken = self.irqs.lock().set_line(line, level);
+                self.wake(arch, woken, from);
+            }
         }
         let alarm = model.device.alarm().unwrap_or(NEVER);
         if wired.alarm_ns.load(Ordering::Relaxed) != alarm {
@@ -398,6 +427,18 @@ impl<A: Arch> Vm<A> {
         }
     }
 
+    /// Switches vCPUs off, wherever they are; each leaves its CPU before it can be switched on again.
+    pub fn switch_off(&self, arch: &A, set: VcpuSet) {
+        for vcpu in set.iter() {
+            let Some(slot) = self.slots.get(vcpu) else { return };
+            let mut waiting = slot.entry.lock();
+            *waiting = None;
+            slot.on.store(false, Ordering::SeqCst);
+            drop(waiting);
+            arch.kick(slot.cpu);
+        }
+    }
+
     /// Whether all vCPUs are off: nothing can ever switch one on again.
     #[must_use]
     pub fn is_all_off(&self) -> bool {
@@ -463,7 +504,7 @@ impl<A: Arch> Vm<A> {
         if let Some(segment) = self.segments.get(progress.segment) {
             let end = segment.bytes.len().min(progress.offset + LOAD_STEP);
             let part = segment.bytes.get(progress.offset..end).unwrap_or(&[]);
-            let to = bulkhead_vdev::Gpa(segment.to.0 + progress.offset as u64);
+            let to = Gpa(segment.to.0 + progress.offset as u64);
             // `new` has seen that every segment fits.
             let _ = self.ram.write(to, part);
             let _ = self.ram.pieces(to, part.len(), |host, _, count| arch.publish(host, count));
@@ -487,8 +528,10 @@ impl<A: Arch> Vm<A> {
             let mut model = wired.model.lock();
             model.device.reset();
             // Input may come in the middle of this: a wire that it raised falls with its device.
-            if core::mem::take(&mut model.level) {
-                let _ = self.irqs.lock().set_line(wired.line, false);
+            if core::mem::take(&mut model.level)
+                && let Some(line) = wired.line
+            {
+                let _ = self.irqs.lock().set_line(line, false);
             }
             wired.alarm_ns.store(NEVER, Ordering::Relaxed);
         }

@@ -4,11 +4,14 @@ mod fake;
 
 use bulkhead::arch::{CpuId, Exit, StartError, Stop, Ticks, VcpuId};
 use bulkhead::vm::Phase;
-use bulkhead_vdev::{Gpa, VcpuSet, virt};
-use fake::guests::{Act, Guest, device_alarm, does, prints, read, starts, stops, waits, wire, works, write};
+use bulkhead_vdev::{Access, Gpa, VcpuSet, Width, virt};
+use fake::guests::{
+    Act, Guest, device_alarm, does, port, prints, read, starts, stops, switches_off, waits, wire, wishes,
+    works, write,
+};
 use fake::machine::Reply;
 use fake::rig::{Plan, Rig, logged_with, milliseconds};
-use fake::{LATCH, TICKS_PER_SECOND};
+use fake::{LATCH, LATCH_PORT, TICKS_PER_SECOND};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// One VM whose vCPUs have a CPU each.
@@ -46,6 +49,28 @@ fn an_access_to_nothing_is_refused_counted_and_logged_once() {
     assert_eq!(rig.replies(0, 0), [Reply::Refused; 3]);
     assert_eq!(rig.vm(0).nowhere_count(), 3);
     assert_eq!(logged_with("where nothing is"), 2);
+}
+
+#[test]
+fn a_device_answers_at_ports_and_in_several_windows() {
+    let byte = |value| Access::Write(Width::Byte, value);
+    let rig = alone(vec![
+        port(byte(3), LATCH_PORT),
+        port(Access::Read(Width::Byte), LATCH_PORT + 0x100),
+        read(LATCH),
+        port(Access::Read(Width::Byte), LATCH_PORT + 8),
+        port(Access::Read(Width::Word), u16::MAX),
+    ]);
+    let level = Reply::Value(3);
+    assert_eq!(rig.replies(0, 0), [level, level, level, Reply::Refused, Reply::Refused]);
+}
+
+#[test]
+fn a_device_can_switch_its_machine_off_or_restart_it() {
+    let rig = alone(vec![wishes(2), wishes(1)]);
+    assert_eq!(rig.boots(0, 0), 2);
+    assert_eq!(rig.phases(), [Phase::Ended]);
+    assert!(rig.is_off());
 }
 
 #[test]
@@ -92,6 +117,28 @@ fn a_start_at_any_moment_never_runs_the_registers_from_before() {
         rig.settle();
         assert_eq!(vm.is_on(VcpuId(1)), Some(false));
     }
+}
+
+#[test]
+fn vcpus_that_another_switches_off_stop_wherever_they_are_and_start_again() {
+    let pause = || (0..5).map(|_| Exit::Preempted.into());
+    let acts = pause().chain([switches_off(&[1, 7])]).chain(pause()).chain([starts(1, 0x4000_2000)]);
+    let rig = spread(vec![starts_another(acts.collect()), works()]);
+    rig.until(|rig| rig.boots(0, 1) == 2);
+    assert_eq!(rig.vm(0).is_on(VcpuId(1)), Some(true));
+}
+
+#[test]
+fn a_vcpu_started_before_it_noticed_that_it_is_off_is_as_after_a_start() {
+    let acts = (0..5).map(|_| Exit::Preempted.into()).chain([switches_off(&[1]), starts(1, 0x4000_2000)]);
+    let rig = spread(vec![starts_another(acts.collect()), works()]);
+    rig.until(|rig| rig.boots(0, 1) == 2);
+}
+
+#[test]
+fn a_vm_that_switches_all_its_cpus_off_ends() {
+    let rig = alone(vec![switches_off(&[0])]);
+    assert_eq!(rig.phases(), [Phase::Ended]);
 }
 
 #[test]

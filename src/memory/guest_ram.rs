@@ -8,41 +8,28 @@ use super::{Claim, Hpa};
 use alloc::vec::Vec;
 use bulkhead_vdev::{Gpa, GuestMemory, OutsideRam};
 
-/// A VM's RAM: one guest-physical range, backed by one or more claims.
+/// A VM's RAM: guest-physical ranges, each backed by one claim.
 pub struct GuestRam {
-    base: Gpa,
-    bytes: u64,
-    parts: Vec<Part>,
+    parts: Vec<(Gpa, Claim)>,
 }
 
-struct Part {
-    offset: u64,
-    claim: Claim,
+/// A piece of an access that lies in one claim.
+struct Share {
+    host: Hpa,
+    offset: usize,
+    bytes: usize,
 }
 
 impl GuestRam {
-    /// RAM from `base`, backed by `claims` one behind the other.
+    /// RAM made of `parts`: claims, and where in the guest's memory each begins. They do not overlap there.
     #[must_use]
-    pub fn new(base: Gpa, claims: Vec<Claim>) -> Self {
-        let mut bytes = 0;
-        let mut parts = Vec::with_capacity(claims.len());
-        for claim in claims {
-            let offset = bytes;
-            bytes += claim.bytes();
-            parts.push(Part { offset, claim });
-        }
-        Self { base, bytes, parts }
-    }
-
-    /// The size.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes
+    pub fn new(parts: Vec<(Gpa, Claim)>) -> Self {
+        Self { parts }
     }
 
     /// The claims and where in the guest's memory each begins.
     pub fn parts(&self) -> impl Iterator<Item = (Gpa, &Claim)> {
-        self.parts.iter().map(|part| (Gpa(self.base.0 + part.offset), &part.claim))
+        self.parts.iter().map(|(at, claim)| (*at, claim))
     }
 
     /// Calls `each` for every piece of `at..at + len` that is contiguous in host memory: host address, offset in the
@@ -56,19 +43,23 @@ impl GuestRam {
         len: usize,
         mut each: impl FnMut(Hpa, usize, usize),
     ) -> Result<(), OutsideRam> {
-        let start = at.0.checked_sub(self.base.0).ok_or(OutsideRam)?;
-        let end = start.checked_add(len as u64).filter(|end| *end <= self.bytes).ok_or(OutsideRam)?;
-        for part in &self.parts {
-            let from = start.max(part.offset);
-            let to = end.min(part.offset + part.claim.bytes());
-            if from < to {
-                let host = Hpa(part.claim.start().0 + (from - part.offset));
-                let offset = usize::try_from(from - start).map_err(|_| OutsideRam)?;
-                let count = usize::try_from(to - from).map_err(|_| OutsideRam)?;
-                each(host, offset, count);
-            }
+        let end = at.0.checked_add(len as u64).ok_or(OutsideRam)?;
+        if self.shares(at.0, end).map(|share| share.bytes).sum::<usize>() != len {
+            return Err(OutsideRam);
         }
+        self.shares(at.0, end).for_each(|share| each(share.host, share.offset, share.bytes));
         Ok(())
+    }
+
+    /// What each part has of `start..end`.
+    fn shares(&self, start: u64, end: u64) -> impl Iterator<Item = Share> {
+        self.parts.iter().filter_map(move |(at, claim)| {
+            let from = start.max(at.0);
+            let to = end.min(at.0 + claim.bytes());
+            let bytes = usize::try_from(to.checked_sub(from)?).ok()?;
+            let offset = usize::try_from(from - start).ok()?;
+            Some(Share { host: Hpa(claim.start().0 + (from - at.0)), offset, bytes })
+        })
     }
 
     fn pointer(at: Hpa) -> *mut u8 {
@@ -112,11 +103,11 @@ mod tests {
         let bank = base..base + 3 * 4096;
         // SAFETY: the pages are leaked: they stay, and only these claims reach them.
         let mut memory = unsafe { HostMemory::new(vec![bank], vec![]) };
-        let claims = vec![
-            memory.claim(base + 0x2000..base + 0x3000).unwrap(),
-            memory.claim(base..base + 0x1000).unwrap(),
-        ];
-        GuestRam::new(Gpa(0x4000_0000), claims)
+        GuestRam::new(vec![
+            (Gpa(0x4000_0000), memory.claim(base + 0x2000..base + 0x3000).unwrap()),
+            (Gpa(0x4000_1000), memory.claim(base..base + 0x1000).unwrap()),
+            (Gpa(0x4000_3000), memory.claim(base + 0x1000..base + 0x2000).unwrap()),
+        ])
     }
 
     #[test]
@@ -131,7 +122,8 @@ mod tests {
     #[test]
     fn nothing_outside_is_touched() {
         let ram = ram();
-        assert_eq!(ram.write(Gpa(0x4000_1fff), &[1, 2]), Err(OutsideRam));
+        assert_eq!(ram.write(Gpa(0x4000_1fff), &[1, 2]), Err(OutsideRam), "a hole begins");
+        assert_eq!(ram.read(Gpa(0x4000_1fff), &mut [0; 0x1002]), Err(OutsideRam), "over a hole");
         assert_eq!(ram.write(Gpa(0x3fff_ffff), &[1]), Err(OutsideRam));
         assert_eq!(ram.read(Gpa(u64::MAX), &mut [0; 2]), Err(OutsideRam));
         let mut last = [9];

@@ -10,7 +10,9 @@ use core::cmp::Reverse;
 use core::fmt;
 use core::ops::Range;
 
+use crate::arch::RamRange;
 use crate::config::Size;
+use bulkhead_vdev::Gpa;
 
 /// RAM is given in whole blocks of the second-last translation level.
 pub const GRANULE: u64 = 2 << 20;
@@ -41,6 +43,26 @@ pub fn place(wanted: &[u64], banks: &[Range<u64>], used: &[Range<u64>]) -> Resul
         })?;
     }
     Ok(placed)
+}
+
+/// Where each piece of host memory appears in the guest's: `layout` is what the guest finds, in the order of `pieces`.
+#[must_use]
+pub fn lay(layout: &[RamRange], pieces: &[Range<u64>]) -> Vec<(Gpa, Range<u64>)> {
+    let mut parts = Vec::new();
+    let mut offset = 0;
+    for piece in pieces {
+        let end = offset + length(piece);
+        for range in layout {
+            let from = range.offset.max(offset);
+            let to = (range.offset + range.bytes).min(end);
+            if from < to {
+                let at = Gpa(range.at.0 + (from - range.offset));
+                parts.push((at, piece.start + (from - offset)..piece.start + (to - offset)));
+            }
+        }
+        offset = end;
+    }
+    parts
 }
 
 /// Too little host RAM is left for a VM. Shown as one line without the VM's name.
@@ -168,6 +190,23 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
     const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn a_hole_in_the_layout_is_left_out_and_alignment_stays() {
+        let layout = [
+            RamRange { at: Gpa(0), offset: 0, bytes: 0x1000 },
+            RamRange { at: Gpa(0x2000), offset: 0x2000, bytes: 0x4000 },
+            RamRange { at: Gpa(0x10_0000), offset: 0x6000, bytes: 0x2000 },
+        ];
+        let pieces = [0x50_0000..0x50_3000, 0x90_0000..0x90_5000];
+        let parts = [
+            (Gpa(0), 0x50_0000..0x50_1000),
+            (Gpa(0x2000), 0x50_2000..0x50_3000),
+            (Gpa(0x3000), 0x90_0000..0x90_3000),
+            (Gpa(0x10_0000), 0x90_3000..0x90_5000),
+        ];
+        assert_eq!(lay(&layout, &pieces), parts);
+    }
 
     #[test]
     fn a_vm_gets_the_lowest_memory_that_is_not_used() {

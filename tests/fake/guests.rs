@@ -4,7 +4,7 @@ use super::machine::Machine;
 use super::{Fake, LATCH};
 use bulkhead::arch::{Entry, Exit, Fault, Place, Stop, Ticks, VcpuId};
 use bulkhead::vm::Vm;
-use bulkhead_vdev::{Access, Gpa, Width, virt};
+use bulkhead_vdev::{Access, Gpa, VcpuSet, Width, virt};
 use std::collections::VecDeque;
 
 /// A guest's CPU: called for each thing it does.
@@ -73,6 +73,19 @@ pub(crate) fn wire(level: u64) -> Act {
     write(LATCH, level)
 }
 
+/// Asks the test device for what it can wish.
+pub(crate) fn wishes(what: u64) -> Act {
+    write(Gpa(LATCH.0 + 4), what)
+}
+
+pub(crate) fn port(access: Access, port: u16) -> Act {
+    Exit::Io(Place::Port(port), access).into()
+}
+
+pub(crate) fn switches_off(vcpus: &[usize]) -> Act {
+    Exit::SwitchOff(vcpus.iter().fold(VcpuSet::EMPTY, |set, vcpu| set.union(VcpuSet::only(*vcpu)))).into()
+}
+
 /// Sets the alarm of the test device.
 pub(crate) fn device_alarm(at_ns: u64) -> Act {
     Exit::Io(Place::Memory(Gpa(LATCH.0 + 8)), Access::Write(Width::Double, at_ns)).into()
@@ -83,7 +96,7 @@ pub(crate) fn prints(text: &str) -> Vec<Act> {
 }
 
 pub(crate) fn starts(vcpu: usize, pc: u64) -> Act {
-    Exit::Start(VcpuId(vcpu), Entry { pc: Gpa(pc), arguments: [7, 0, 0, 0] }).into()
+    Exit::Start(VcpuSet::only(vcpu), Entry { pc: Gpa(pc), arguments: [7, 0, 0, 0], state: 0 }).into()
 }
 
 pub(crate) fn stops(why: Stop) -> Act {

@@ -11,8 +11,8 @@ pub(crate) mod machine;
 pub(crate) mod rig;
 
 use bulkhead::arch::{
-    Arch, Board, CpuId, CpuMain, Entry, Exit, Files, Segment, StartError, Stop, Ticks, Unsupported, VcpuId,
-    Window,
+    Arch, Board, CpuId, CpuMain, Entry, Exit, Files, Place, RamRange, Segment, StartError, Stop, Ticks,
+    Unsupported, VcpuId, Window, Wired,
 };
 use bulkhead::config::{self, Architecture, KernelFormat};
 use bulkhead::memory::table::{Format, Perm, Slot, Stage2};
@@ -20,7 +20,7 @@ use bulkhead::memory::{Hpa, PAGE};
 use bulkhead::vm::{Phase, Vm};
 use bulkhead_vdev::pl011::Pl011;
 use bulkhead_vdev::pl031::Pl031;
-use bulkhead_vdev::{Access, Device, Gpa, IrqLines, Ports, VcpuSet, virt};
+use bulkhead_vdev::{Access, Device, Gpa, IrqLines, Ports, VcpuSet, Wish, virt};
 use guests::{Act, Guest, Turn};
 use machine::{IN_DEVICE, Machine, PoweredOff, Reply};
 use std::fmt;
@@ -31,6 +31,8 @@ pub(crate) const TICKS_PER_SECOND: u64 = 24_000_000;
 /// The test device [`Latch`], and its wire.
 pub(crate) const LATCH: Gpa = Gpa(0x0a00_0000);
 pub(crate) const LATCH_LINE: u32 = 48;
+/// The latch's wire by a port; its alarm is 0x100 ports higher.
+pub(crate) const LATCH_PORT: u16 = 0x300;
 /// A kernel that starts so is refused by the board.
 pub(crate) const REFUSED: &[u8] = b"refused";
 /// A kernel that starts so gets two devices in one place.
@@ -87,7 +89,7 @@ impl IrqLines for Lines {
     }
 }
 
-/// A device whose register is its wire (offset 0) and its alarm in nanoseconds (offset 8).
+/// A device whose registers are its wire (offset 0), its wish (offset 4: 1 off, 2 reset) and its alarm in nanoseconds (offset 8).
 #[derive(Default)]
 struct Latch {
     level: u64,
@@ -95,9 +97,12 @@ struct Latch {
 }
 
 impl Device for Latch {
-    fn access(&mut self, offset: u64, access: Access, _ports: &mut Ports<'_>) -> u64 {
+    fn access(&mut self, offset: u64, access: Access, ports: &mut Ports<'_>) -> u64 {
         match (offset, access) {
             (0, Access::Write(_, value)) => self.level = value,
+            (4, Access::Write(_, value)) => {
+                ports.wish = Some(if value == 1 { Wish::PowerOff } else { Wish::Reset });
+            }
             (8, Access::Write(_, value)) => self.alarm = Some(value),
             _ => {}
         }
@@ -232,7 +237,10 @@ unsafe impl Arch for Fake {
     type Irqs = Lines;
 
     const ARCHITECTURE: Architecture = Architecture::Aarch64;
-    const GUEST_RAM: Gpa = virt::RAM;
+
+    fn ram(bytes: u64) -> Vec<RamRange> {
+        vec![RamRange { at: virt::RAM, offset: 0, bytes }]
+    }
 
     fn start_cpu(&self, cpu: CpuId, main: &'static CpuMain<Self>) -> Result<(), Unsupported> {
         self.machine.start_cpu(cpu, main)
@@ -245,14 +253,19 @@ unsafe impl Arch for Fake {
         if files.kernel.starts_with(REFUSED) {
             return Err("the board refuses it".into());
         }
-        let window = |base, device: Box<dyn Device>, line| Window { base, len: 0x1000, device, line };
-        let mut windows = vec![
-            window(virt::UART, Box::new(Undisturbed(Pl011::new())), virt::UART_INTID),
-            window(virt::RTC, Box::new(Undisturbed(Pl031::new())), virt::RTC_INTID),
-            window(LATCH, Box::new(Undisturbed(Latch::default())), LATCH_LINE),
+        let wired = |device: Box<dyn Device>, line| Wired { device, line: Some(line) };
+        let devices = vec![
+            wired(Box::new(Undisturbed(Pl011::new())), virt::UART_INTID),
+            wired(Box::new(Undisturbed(Pl031::new())), virt::RTC_INTID),
+            wired(Box::new(Undisturbed(Latch::default())), LATCH_LINE),
         ];
+        let window = |base, device| Window { base: Place::Memory(base), len: 0x1000, device, offset: 0 };
+        let mut windows = vec![window(virt::UART, 0), window(virt::RTC, 1), window(LATCH, 2)];
+        // The latch by ports, as on machines that have them: wire, then alarm.
+        windows.push(Window { base: Place::Port(LATCH_PORT), len: 8, device: 2, offset: 0 });
+        windows.push(Window { base: Place::Port(LATCH_PORT + 0x100), len: 8, device: 2, offset: 8 });
         if files.kernel.starts_with(OVERLAPPING) {
-            windows.push(window(Gpa(LATCH.0 + 0xfff), Box::<Latch>::default(), 0));
+            windows.push(window(Gpa(LATCH.0 + 0xfff), 2));
         }
         let end = virt::RAM.0 + vm.ram_bytes;
         let load = if files.kernel.starts_with(TOO_HIGH) { end } else { load };
@@ -260,8 +273,8 @@ unsafe impl Arch for Fake {
         if let Some(initrd) = files.initrd {
             segments.push(Segment { to: Gpa(end - initrd.len() as u64), bytes: initrd });
         }
-        let entry = Entry { pc: Gpa(entry), arguments: [end, vm.ram_bytes, 0, 0] };
-        Ok(Board { windows, segments, entry })
+        let entry = Entry { pc: Gpa(entry), arguments: [end, vm.ram_bytes, 0, 0], state: 0 };
+        Ok(Board { devices, windows, segments, entry })
     }
 
     fn irqs(&self, _vm: &config::Vm) -> Lines {
@@ -272,7 +285,8 @@ unsafe impl Arch for Fake {
         self.machine.address_bits
     }
 
-    fn vcpu(&self, vm: usize, id: VcpuId, _space: &Stage2<Plain>, shared: bool) -> FakeVcpu {
+    fn vcpu(&self, vm: &Vm<Self>, id: VcpuId, shared: bool) -> FakeVcpu {
+        let vm = vm.index;
         let guest = self.machine.with(|state| {
             let slot = state.guest((vm, id.0));
             slot.shared = shared;
@@ -335,7 +349,7 @@ unsafe impl Arch for Fake {
                 Exit::Hypercall(..) => Owes::Hypercall,
                 Exit::Start(..) => Owes::Start,
                 Exit::Stopped(_) => Owes::Reset,
-                Exit::Idle | Exit::Preempted => Owes::Nothing,
+                Exit::SwitchOff(_) | Exit::Idle | Exit::Preempted => Owes::Nothing,
             };
             if let Exit::Stopped(Stop::Fault(_)) = exit {
                 self.machine.with(|state| state.guest(vcpu.who()).faults += 1);

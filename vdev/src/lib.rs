@@ -154,6 +154,17 @@ pub struct Ports<'a> {
     pub memory: &'a dyn GuestMemory,
     /// Time.
     pub clock: &'a dyn Clock,
+    /// What the guest asked of its machine by this call, if anything.
+    pub wish: Option<Wish>,
+}
+
+/// What a guest asks of its machine as a whole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wish {
+    /// To be switched off.
+    PowerOff,
+    /// To start again.
+    Reset,
 }
 
 /// One VM's console, seen from the device that drives it.

@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::string::{String, ToString as _};
 use alloc::vec;
 use alloc::vec::Vec;
-use bulkhead::arch::{Board, Entry, Files, Segment, Window};
+use bulkhead::arch::{Board, Entry, Files, Place, Segment, Window, Wired};
 use bulkhead::config::{self, KernelFormat};
 use bulkhead_firmware_stubs::arm64_image::Header;
 use bulkhead_firmware_stubs::fdt::GuestTree;
@@ -76,11 +76,13 @@ pub fn board(vm: &config::Vm, files: Files, seeds: Option<Seeds>) -> Result<Boar
     if let (Some(place), Some(bytes)) = (placed.initrd, files.initrd) {
         segments.push(Segment { to: place.start, bytes });
     }
+    let (devices, windows) = devices();
     Ok(Board {
-        windows: windows(),
+        devices,
+        windows,
         segments,
         // The boot protocol of arm64 Linux: x0 is the device tree, x1 to x3 are 0.
-        entry: Entry { pc, arguments: [placed.device_tree.start.0, 0, 0, 0] },
+        entry: Entry { pc, arguments: [placed.device_tree.start.0, 0, 0, 0], state: 0 },
     })
 }
 
@@ -100,12 +102,13 @@ fn kernel(format: KernelFormat, file: &[u8], ram: Extent) -> Result<(Extent, Gpa
     }
 }
 
-fn windows() -> Vec<Window> {
-    let window = |base, device: Box<dyn Device>, line| Window { base, len: DEVICE_BYTES, device, line };
-    vec![
-        window(virt::UART, Box::new(Pl011::new()), virt::UART_INTID),
-        window(virt::RTC, Box::new(Pl031::new()), virt::RTC_INTID),
-    ]
+fn devices() -> (Vec<Wired>, Vec<Window>) {
+    let wired = |device: Box<dyn Device>, line| Wired { device, line: Some(line) };
+    let window = |base, device| Window { base: Place::Memory(base), len: DEVICE_BYTES, device, offset: 0 };
+    (
+        vec![wired(Box::new(Pl011::new()), virt::UART_INTID), wired(Box::new(Pl031::new()), virt::RTC_INTID)],
+        vec![window(virt::UART, 0), window(virt::RTC, 1)],
+    )
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ struct NoMemory;
 impl Lent {
     pub(crate) fn with<R>(&mut self, call: impl FnOnce(&mut Ports<'_>) -> R) -> R {
         let clock = Time(self.now_ns, self.epoch_ns);
-        call(&mut Ports { console: &mut self.terminal, memory: &NoMemory, clock: &clock })
+        call(&mut Ports { console: &mut self.terminal, memory: &NoMemory, clock: &clock, wish: None })
     }
 }
 

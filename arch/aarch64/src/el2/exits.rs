@@ -12,7 +12,7 @@ use crate::inject::{Exception, Interrupted};
 use crate::psci::{self, Affinity, Call, Status};
 use bulkhead::arch::{Arch as _, Entry, Exit, Fault, Place, Stop, VcpuId};
 use bulkhead::vm::Vm;
-use bulkhead_vdev::{Access, Gpa, Width, virt};
+use bulkhead_vdev::{Access, Gpa, VcpuSet, Width, virt};
 
 /// Where the handler of a synchronous exception of EL1 itself starts, from `VBAR_EL1`.
 const OWN_SYNCHRONOUS: u64 = 0x200;
@@ -199,8 +199,8 @@ impl El2 {
             Call::AffinityInfo { target, level } => affinity_info(target, level, vm),
             Call::CpuOn { target, entry, context } => match vcpu_of(target, vm) {
                 Some(target) => {
-                    let entry = Entry { pc: Gpa(entry), arguments: [context, 0, 0, 0] };
-                    return Some(Exit::Start(target, entry));
+                    let entry = Entry { pc: Gpa(entry), arguments: [context, 0, 0, 0], state: 0 };
+                    return Some(Exit::Start(VcpuSet::only(target.0), entry));
                 }
                 None => Status::InvalidParameters.register(),
             },

@@ -19,16 +19,18 @@ use crate::psci::{self, Status};
 use crate::vmsa::Vmsa;
 use alloc::boxed::Box;
 use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
 use bulkhead::arch::{
-    Arch, Board, CpuId, CpuMain, Entry, Exit, Fault, Files, StartError, Stop, Ticks, Unsupported, VcpuId,
+    Arch, Board, CpuId, CpuMain, Entry, Exit, Fault, Files, RamRange, StartError, Stop, Ticks, Unsupported,
+    VcpuId,
 };
 use bulkhead::config;
 use bulkhead::memory::Hpa;
 use bulkhead::memory::table::Stage2;
 use bulkhead::vm::Vm;
 use bulkhead_vdev::gicv3::{Gicv3, HardwareLine};
-use bulkhead_vdev::{Gpa, IrqLines, VcpuSet, virt};
+use bulkhead_vdev::{IrqLines, VcpuSet, virt};
 use context::Context;
 use core::fmt;
 use core::marker::PhantomData;
@@ -187,7 +189,10 @@ unsafe impl Arch for El2 {
     type Irqs = Irqs;
 
     const ARCHITECTURE: config::Architecture = config::Architecture::Aarch64;
-    const GUEST_RAM: Gpa = virt::RAM;
+
+    fn ram(bytes: u64) -> Vec<RamRange> {
+        vec![RamRange { at: virt::RAM, offset: 0, bytes }]
+    }
 
     fn start_cpu(&self, cpu: CpuId, main: &'static CpuMain<Self>) -> Result<(), Unsupported> {
         match (self.platform.start_cpu)(cpu.0 as usize, main) {
@@ -212,11 +217,11 @@ unsafe impl Arch for El2 {
     }
 
     #[inline(never)]
-    fn vcpu(&self, vm: usize, id: VcpuId, space: &Stage2<Vmsa>, shared: bool) -> Vcpu {
+    fn vcpu(&self, vm: &Vm<Self>, id: VcpuId, shared: bool) -> Vcpu {
         Vcpu {
             registers: Box::default(),
             context: Box::new(Context::new(&self.facts)),
-            space: Space::new(space, vm),
+            space: Space::new(&vm.space, vm.index),
             id,
             waits_trap: shared,
             access: Esr(0),
