@@ -27,15 +27,37 @@ pub(crate) fn hypervisor_elf() -> PathBuf {
     program(HYPERVISOR)
 }
 
-/// A test guest as a flat Image.
+/// A test guest as a flat Image; `NAME@0x80000` is one whose header asks for that distance from the start of RAM.
 pub(crate) fn guest(name: &str) -> anyhow::Result<PathBuf> {
-    let name = name.strip_prefix("guest:").unwrap_or(name);
+    let full = name.strip_prefix("guest:").unwrap_or(name);
+    let (name, offset) = match full.split_once('@') {
+        Some((name, offset)) => (name, parse_offset(offset)?),
+        None => (full, 0),
+    };
     let known = guests()?;
     if !known.iter().any(|guest| guest == name) {
         bail!("no test guest is called `guest:{name}`: choose one of {}", known.join(", "));
     }
     build(GUESTS, &["--bins"], "building the test guests")?;
-    flat(&program(name), &workspace::target().join(format!("bulkhead/guests/{name}.img")))
+    let image = flat(&program(name), &workspace::target().join(format!("bulkhead/guests/{name}.img")))?;
+    if offset == 0 {
+        return Ok(image);
+    }
+    let moved = workspace::target().join(format!("bulkhead/guests/{full}.img"));
+    let mut bytes = std::fs::read(&image).with_context(|| format!("cannot read {}", image.display()))?;
+    if let Some(field) = bytes.get_mut(TEXT_OFFSET) {
+        field.copy_from_slice(&offset.to_le_bytes());
+    }
+    workspace::write(&moved, &bytes)?;
+    Ok(moved)
+}
+
+/// Where an Image's header says how far from a multiple of 2 MiB it wants to lie (Documentation/arch/arm64/booting).
+const TEXT_OFFSET: std::ops::Range<usize> = 8..16;
+
+fn parse_offset(text: &str) -> anyhow::Result<u64> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    u64::from_str_radix(digits, 16).with_context(|| format!("`@{text}` is no offset: write it as `@0x80000`"))
 }
 
 /// The names of all test guests: each is one file.
