@@ -6,6 +6,7 @@
 use crate::config;
 use crate::memory::Hpa;
 use crate::memory::table::{Format, Stage2};
+use crate::vcpu::Cpu;
 use crate::vm::Vm;
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -152,9 +153,9 @@ pub struct Window {
     /// In bytes, or ports.
     pub len: u64,
     /// Which of the board's devices.
-    pub device: usize,
+    pub device: u16,
     /// What the device calls the first byte.
-    pub offset: u64,
+    pub offset: u32,
 }
 
 /// A range of a guest's RAM. What lies behind is one line of memory, of which a guest's address space shows parts.
@@ -238,6 +239,9 @@ pub unsafe trait Arch: Sized + 'static {
     /// Takes the registers of the loaded `vcpu` out of the CPU.
     fn unload(&self, vcpu: &mut Self::Vcpu, vm: &Vm<Self>);
 
+    /// Forgets the loaded `vcpu` for good, with all that the CPU holds of it, and asks nothing of its VM, which has ended.
+    fn abandon(&self, vcpu: &mut Self::Vcpu);
+
     /// Runs the loaded `vcpu` until something is not the back end's own.
     fn run(&self, vcpu: &mut Self::Vcpu, vm: &Vm<Self>) -> Exit;
 
@@ -288,6 +292,13 @@ pub unsafe trait Arch: Sized + 'static {
     /// # Errors
     /// What `out` says.
     fn describe(&self, vcpu: &Self::Vcpu, out: &mut dyn fmt::Write) -> fmt::Result;
+
+    /// Calls [`Cpu::run`] on this CPU, for ever: after a panic or [`Arch::give_up`] with the stack as empty as before, once
+    /// [`Cpu::recover`] has said that there is something to go on with.
+    fn keep_running(cpu: &'static mut Cpu<Self>) -> !;
+
+    /// Leaves what this CPU is doing, as after a panic that somebody else has reported.
+    fn give_up(&self) -> !;
 
     /// Switches the machine off.
     fn power_off(&self) -> !;

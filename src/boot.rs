@@ -211,7 +211,7 @@ impl<A: Arch> Hypervisor<A> {
 
     /// What CPU `id` does for as long as the machine is on.
     pub fn run_cpu(&'static self, arch: A, id: CpuId) -> ! {
-        let cpu = Cpu::new(arch, id, self);
+        let cpu = Box::leak(Box::new(Cpu::new(arch, id, self)));
         if self.ready.fetch_add(1, Ordering::SeqCst) + 1 == self.cpus {
             (self.sealed)();
             (0..self.cpus).for_each(|other| cpu.arch().kick(CpuId(other)));
@@ -220,7 +220,7 @@ impl<A: Arch> Hypervisor<A> {
         while self.ready.load(Ordering::SeqCst) < self.cpus {
             cpu.arch().idle();
         }
-        cpu.run()
+        A::keep_running(cpu)
     }
 }
 

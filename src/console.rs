@@ -27,6 +27,8 @@ const OUTPUT: usize = 2048;
 const INPUT: usize = 256;
 /// Bytes that one call moves to the wire at most, so that the lock is never held for long.
 const BURST: usize = 4096;
+/// Looks at the lock that are surely more than a burst takes.
+const PATIENCE: usize = 1 << 20;
 
 /// The physical UART, as a back end drives it.
 pub trait Uart: Send {
@@ -81,6 +83,21 @@ impl Console {
         // The ring drops what does not fit; nothing else can fail.
         let _ = writeln!(LogLine(&mut mux), "{line}");
         mux.pump();
+    }
+
+    /// Whether the consoles can be used, after a panic that may have come in the middle of them.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        // Whoever else has the lock gives it back after one burst at most; a CPU that panicked with it never does.
+        (0..PATIENCE).any(|_| {
+            core::hint::spin_loop();
+            self.0.try_lock().is_some()
+        })
+    }
+
+    /// Locks the consoles for ever, as a panic in the middle of them would.
+    pub(crate) fn break_down(&self) {
+        core::mem::forget(self.0.lock());
     }
 
     /// Moves what waits in both directions. Returns the VMs (bit = number) that have input, or room again.

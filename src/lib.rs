@@ -17,6 +17,7 @@ pub mod arch;
 pub mod boot;
 pub mod config;
 pub mod console;
+pub mod hypercall;
 pub mod memory;
 pub mod sched;
 pub mod vcpu;

@@ -3,12 +3,15 @@
 //! One loop and one stack per CPU, no host threads. A vCPU belongs to one physical CPU for good, so its registers are
 //! touched by nobody else and need no lock.
 
-use crate::arch::{Arch, CpuId, Exit, Fault, Stop, Ticks, VcpuId};
+use crate::arch::{Arch, CpuId, Entry, Exit, Fault, Stop, Ticks, VcpuId};
 use crate::boot::Hypervisor;
+use crate::hypercall;
 use crate::sched::round_robin::RoundRobin;
 use crate::sched::{Decision, MAX_SHARED};
 use crate::vm::{Answer, Phase, Vm};
 use alloc::vec::Vec;
+use bulkhead_vdev::VcpuSet;
+use core::cell::Cell;
 use core::fmt;
 
 /// Turns per second where vCPUs share a CPU.
@@ -40,6 +43,8 @@ pub struct Cpu<A: Arch> {
     runners: Vec<Runner<A>>,
     loaded: Option<usize>,
     policy: RoundRobin,
+    /// The VM for which this CPU works now: to be blamed if it panics.
+    serving: Cell<Option<usize>>,
 }
 
 impl<A: Arch> Cpu<A> {
@@ -68,7 +73,7 @@ impl<A: Arch> Cpu<A> {
             })
             .collect();
         let policy = RoundRobin::new(arch.ticks_per_second() / TURNS_PER_SECOND);
-        Self { arch, id, hypervisor, runners, loaded: None, policy }
+        Self { arch, id, hypervisor, runners, loaded: None, policy, serving: Cell::new(None) }
     }
 
     /// The physical CPU.
@@ -77,14 +82,54 @@ impl<A: Arch> Cpu<A> {
     }
 
     /// Runs for ever.
-    pub fn run(mut self) -> ! {
+    pub fn run(&mut self) -> ! {
         loop {
             self.step();
         }
     }
 
+    /// After a panic on this CPU, whose message is `why` unless it was reported already: the VM in whose service it came
+    /// ends at once, and nothing of it is touched any more, because its locks may be held and its state half changed. The
+    /// others go on. `false`: it came in nobody's service, or what all share is no longer sound.
+    #[cold]
+    #[inline(never)]
+    pub fn recover(&mut self, why: Option<&str>) -> bool {
+        let culprit = self.serving.take().and_then(|vm| self.hypervisor.vms.get(vm));
+        let Some(vm) = culprit else { return false };
+        if !self.hypervisor.console.is_sound() {
+            return false;
+        }
+        vm.condemn(&self.arch);
+        if let Some(why) = why {
+            log::error!("bulkhead: {why}");
+            log::error!("{}: ended, because the hypervisor failed in its service", vm.config.name);
+        }
+        if let Some(index) = self.loaded
+            && self.runners[index].vm.index == vm.index
+        {
+            self.loaded = None;
+            self.arch.abandon(&mut self.runners[index].registers);
+        }
+        self.end_with_the_last();
+        true
+    }
+
+    /// From now on this CPU works for `vm`.
+    fn serve(&self, vm: &Vm<A>) {
+        self.serving.set(Some(vm.index));
+    }
+
+    /// A machine without a VM is of no use.
+    fn end_with_the_last(&self) {
+        if self.hypervisor.vms.iter().all(|vm| vm.phase() == Phase::Ended) {
+            log::info!("all VMs have ended: the machine is switched off");
+            self.arch.power_off();
+        }
+    }
+
     /// One decision and what comes of it.
     pub fn step(&mut self) {
+        self.serving.set(None);
         self.serve_console();
         let began = self.arch.now();
         let busy = self.serve_lives();
@@ -92,10 +137,12 @@ impl<A: Arch> Cpu<A> {
         self.unload_waiting();
         let (ready, mut until) = self.readiness();
         let now = self.arch.now();
+        self.serving.set(None);
         let decision = self.policy.next(now, ready);
         until = earliest(until, decision.until);
         let Decision { run: Some(next), .. } = decision else {
             self.unload();
+            self.serving.set(None);
             if !busy {
                 self.arch.wake_at(until);
                 self.arch.idle();
@@ -123,9 +170,11 @@ impl<A: Arch> Cpu<A> {
             let vm = told.trailing_zeros() as usize;
             told &= told - 1;
             if let Some(vm) = self.hypervisor.vms.get(vm) {
+                self.serve(vm);
                 vm.notify(&self.arch);
             }
         }
+        self.serving.set(None);
     }
 
     /// Loads, starts and parks vCPUs as their VMs' lives ask for. Returns whether there is more of that to do.
@@ -134,13 +183,14 @@ impl<A: Arch> Cpu<A> {
         let mut busy = false;
         for index in 0..self.runners.len() {
             let runner = &self.runners[index];
+            self.serve(runner.vm);
             match runner.vm.phase() {
                 Phase::Loading if runner.id == VcpuId(0) => {
                     busy = true;
                     runner.vm.load_step(&self.arch);
                 }
                 Phase::Running => {
-                    if let Some(entry) = runner.vm.take_entry(runner.id) {
+                    if let Some(entry) = runner.vm.take_entry(&self.arch, runner.id) {
                         self.unload_if(index);
                         let runner = &mut self.runners[index];
                         self.arch.reset(&mut runner.registers, entry);
@@ -164,10 +214,7 @@ impl<A: Arch> Cpu<A> {
         runner.parked = runner.vm.stops();
         if runner.vm.park(&self.arch) {
             log::info!("{}: ended", runner.vm.config.name);
-            if self.hypervisor.vms.iter().all(|vm| vm.phase() == Phase::Ended) {
-                log::info!("all VMs have ended: the machine is switched off");
-                self.arch.power_off();
-            }
+            self.end_with_the_last();
         }
     }
 
@@ -180,6 +227,7 @@ impl<A: Arch> Cpu<A> {
             if runner.vm.phase() != Phase::Running {
                 continue;
             }
+            self.serve(runner.vm);
             if runner.vm.keeper() == Some(self.id) && runner.id == VcpuId(0) {
                 until = earliest(until, runner.vm.ring_alarms(&self.arch).map(Ticks));
             }
@@ -207,6 +255,7 @@ impl<A: Arch> Cpu<A> {
             return;
         }
         self.runners[index].next_check = Ticks(now.0.saturating_add(self.check_period()));
+        self.serve(self.runners[index].vm);
         let stuck = self.arch.is_stuck(&self.runners[index].registers);
         let before = core::mem::replace(&mut self.runners[index].stuck, stuck);
         if stuck && before {
@@ -227,19 +276,26 @@ impl<A: Arch> Cpu<A> {
 
     fn load(&mut self, next: usize) {
         if self.loaded == Some(next) {
+            self.serve(self.runners[next].vm);
             return;
         }
         self.unload();
+        self.serve(self.runners[next].vm);
         let runner = &mut self.runners[next];
         self.arch.load(&mut runner.registers, runner.vm);
         self.loaded = Some(next);
     }
 
     fn unload(&mut self) {
-        if let Some(old) = self.loaded.take() {
-            let runner = &mut self.runners[old];
+        let Some(old) = self.loaded else { return };
+        self.serve(self.runners[old].vm);
+        let runner = &mut self.runners[old];
+        if runner.vm.phase() == Phase::Ended {
+            self.arch.abandon(&mut runner.registers);
+        } else {
             self.arch.unload(&mut runner.registers, runner.vm);
         }
+        self.loaded = None;
     }
 
     /// A vCPU that waits leaves the CPU: from then on its timers are an alarm of ours.
@@ -268,20 +324,18 @@ impl<A: Arch> Cpu<A> {
             match arch.run(registers, vm) {
                 Exit::Io(place, access) => match vm.io(arch, *id, place, access) {
                     Answer::Value(value) => arch.complete(registers, value),
-                    Answer::Stop(stop) => break stop,
-                    Answer::Nobody => match vm.nowhere(place, access) {
+                    Answer::PowerOff => break Stop::PowerOff,
+                    Answer::Reset => break Stop::Reset,
+                    Answer::Nobody => match vm.nowhere(arch, place, access) {
                         Ok(()) => arch.refuse(registers),
                         Err(fault) => break Stop::Fault(fault),
                     },
                 },
-                Exit::Start(set, entry) => {
-                    for target in set.iter() {
-                        arch.started(registers, vm.start(arch, VcpuId(target), entry));
-                    }
-                }
+                Exit::Start(set, entry) => start(arch, vm, registers, set, entry),
                 Exit::SwitchOff(set) => vm.switch_off(arch, set),
-                // No service has a number yet.
-                Exit::Hypercall(..) => arch.reply(registers, u64::MAX),
+                Exit::Hypercall(number, arguments) => {
+                    arch.reply(registers, hypercall::call(arch, vm, number, arguments));
+                }
                 Exit::Idle => {
                     if vm.go_idle(*id) {
                         return;
@@ -341,10 +395,22 @@ impl<A: Arch> Cpu<A> {
         let runner = &self.runners[index];
         log::error!("{}: stopped, because {fault}", runner.vm.config.name);
         log::error!("  vCPU {} on CPU {}", runner.id.0, self.id.0);
+        match runner.vm.nowhere_count() {
+            0 => {}
+            count => log::error!("  before that, {count} accesses to places where nothing is"),
+        }
         if self.loaded == Some(index) {
             // The log takes every line; it has nothing to fail with.
             let _ = self.arch.describe(&runner.registers, &mut ReportLines::default());
         }
+    }
+}
+
+/// Starts others of the VM's vCPUs.
+#[inline(never)]
+fn start<A: Arch>(arch: &A, vm: &Vm<A>, registers: &mut A::Vcpu, set: VcpuSet, entry: Entry) {
+    for target in set.iter() {
+        arch.started(registers, vm.start(arch, VcpuId(target), entry));
     }
 }
 

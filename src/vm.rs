@@ -8,7 +8,7 @@ mod life;
 pub use life::Phase;
 
 use crate::arch::{
-    Arch, Board, CpuId, Entry, Fault, Files, Place, Segment, StartError, Stop, VcpuId, Window, Wired,
+    Arch, Board, CpuId, Entry, Fault, Files, Place, Segment, StartError, VcpuId, Window, Wired,
 };
 use crate::config::{self, Unmapped};
 use crate::console::Console;
@@ -20,7 +20,7 @@ use bulkhead_vdev::bus::Bus;
 use bulkhead_vdev::{Access, Clock, Device, Gpa, GuestMemory, IrqLines, Ports, VcpuSet, Wish};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use life::Life;
-use spin::Mutex;
+use spin::mutex::{SpinMutex as Mutex, SpinMutexGuard as MutexGuard};
 
 /// Places without memory or device that are logged per VM, once each.
 const LOGGED_PLACES: usize = 8;
@@ -57,8 +57,7 @@ pub struct Vm<A: Arch> {
     pub config: config::Vm,
     /// What it reaches.
     pub space: Stage2<A::Format>,
-    /// Its interrupt controller.
-    pub irqs: Mutex<A::Irqs>,
+    irqs: Mutex<A::Irqs>,
     ram: GuestRam,
     memory_bus: Bus<Target>,
     port_bus: Bus<Target>,
@@ -69,7 +68,7 @@ pub struct Vm<A: Arch> {
     attention: AtomicU32,
     life: Life,
     nowhere: Nowhere,
-    console: &'static Console,
+    pub(crate) console: &'static Console,
     epoch_ns: u64,
     /// Ticks of the counter spent on the payload: verifying and copying.
     payload_ticks: AtomicU64,
@@ -78,8 +77,8 @@ pub struct Vm<A: Arch> {
 /// Which device a window is of, and what the device calls its first byte.
 #[derive(Clone, Copy)]
 struct Target {
-    device: usize,
-    offset: u64,
+    device: u16,
+    offset: u32,
 }
 
 /// A device, its wire, and when it wants to be called.
@@ -115,8 +114,10 @@ pub enum Answer {
     Value(u64),
     /// Nothing is there.
     Nobody,
-    /// It ends the VM, or starts it again.
-    Stop(Stop),
+    /// A device answered, and switches the VM off.
+    PowerOff,
+    /// A device answered, and starts the VM again.
+    Reset,
 }
 
 impl<A: Arch> Vm<A> {
@@ -195,6 +196,29 @@ impl<A: Arch> Vm<A> {
         &self.ram
     }
 
+    /// Its interrupt controller.
+    #[inline(always)]
+    pub fn irqs(&self, arch: &A) -> MutexGuard<'_, A::Irqs> {
+        self.lock(arch, &self.irqs)
+    }
+
+    /// Locks what only this VM's CPUs lock. If the VM was condemned meanwhile, the lock may never be free again: then the
+    /// caller does not go on.
+    #[inline(always)]
+    fn lock<'a, T: ?Sized>(&self, arch: &A, what: &'a Mutex<T>) -> MutexGuard<'a, T> {
+        loop {
+            if let Some(guard) = what.try_lock_weak() {
+                return guard;
+            }
+            while what.is_locked() {
+                if self.phase() == Phase::Ended {
+                    arch.give_up();
+                }
+                core::hint::spin_loop();
+            }
+        }
+    }
+
     // Accesses
 
     /// Performs a guest's access to something that is not RAM.
@@ -205,19 +229,24 @@ impl<A: Arch> Vm<A> {
             Place::Port(port) => self.port_bus.find(Gpa(u64::from(port)), access.width()),
         };
         let Some((target, offset)) = found else { return Answer::Nobody };
-        let Some(wired) = self.devices.get(target.device) else { return Answer::Nobody };
-        let offset = target.offset.wrapping_add(offset);
+        let Some(wired) = self.devices.get(usize::from(target.device)) else { return Answer::Nobody };
+        let offset = offset.wrapping_add(target.offset.into());
         if let Access::Read(_) = access
-            && let Some(value) = wired.model.lock().device.peek(offset)
+            && let Some(value) = self.lock(arch, &wired.model).device.peek(offset)
         {
             return Answer::Value(value);
         }
+        self.access(arch, wired, vcpu, offset, access)
+    }
+
+    #[inline(never)]
+    fn access(&self, arch: &A, wired: &Wiring, vcpu: VcpuId, offset: u64, access: Access) -> Answer {
         self.with_device(arch, wired, Some(vcpu), |device, ports| {
             let value = device.access(offset, access, ports);
             match ports.wish {
                 None => Answer::Value(value),
-                Some(Wish::PowerOff) => Answer::Stop(Stop::PowerOff),
-                Some(Wish::Reset) => Answer::Stop(Stop::Reset),
+                Some(Wish::PowerOff) => Answer::PowerOff,
+                Some(Wish::Reset) => Answer::Reset,
             }
         })
     }
@@ -229,7 +258,7 @@ impl<A: Arch> Vm<A> {
     /// The fault that ends a VM with `unmapped = "stop"`.
     #[cold]
     #[inline(never)]
-    pub fn nowhere(&self, place: Place, access: Access) -> Result<(), Fault> {
+    pub fn nowhere(&self, arch: &A, place: Place, access: Access) -> Result<(), Fault> {
         self.nowhere.count.fetch_add(1, Ordering::Relaxed);
         let (did, cause) = match access {
             Access::Read(_) => ("read from", "it read where nothing is"),
@@ -238,7 +267,7 @@ impl<A: Arch> Vm<A> {
         if self.config.unmapped == Unmapped::Stop {
             return Err(Fault { cause, at: Some(place) });
         }
-        let mut places = self.nowhere.places.lock();
+        let mut places = self.lock(arch, &self.nowhere.places);
         if !places.contains(&place) && places.push(place).is_ok() {
             log::warn!("{}: {did} {place}, where nothing is", self.config.name);
         }
@@ -253,6 +282,9 @@ impl<A: Arch> Vm<A> {
 
     /// Tells the devices that the console has input or room.
     pub fn notify(&self, arch: &A) {
+        if self.phase() == Phase::Ended {
+            return;
+        }
         for wired in &self.devices {
             self.with_device(arch, wired, None, |device, ports| device.notify(ports));
         }
@@ -271,7 +303,7 @@ impl<A: Arch> Vm<A> {
     }
 
     /// Lends the device what it needs for one call, then carries its wire and its alarm on.
-    #[inline(never)]
+    #[inline]
     fn with_device<T>(
         &self,
         arch: &A,
@@ -279,7 +311,7 @@ impl<A: Arch> Vm<A> {
         from: Option<VcpuId>,
         call: impl FnOnce(&mut dyn Device, &mut Ports<'_>) -> T,
     ) -> T {
-        let mut model = wired.model.lock();
+        let mut model = self.lock(arch, &wired.model);
         let mut console = self.console.of(self.index);
         let clock = HostClock { arch, epoch_ns: self.epoch_ns };
         let mut ports = Ports { console: &mut console, memory: &self.ram, clock: &clock, wish: None };
@@ -288,7 +320,7 @@ impl<A: Arch> Vm<A> {
         if level != model.level {
             model.level = level;
             if let Some(line) = wired.line {
-                let woken = self.irqs.lock().set_line(line, level);
+                let woken = self.irqs(arch).set_line(line, level);
                 self.wake(arch, woken, from);
             }
         }
@@ -372,7 +404,7 @@ impl<A: Arch> Vm<A> {
     #[inline(never)]
     pub fn start(&self, arch: &A, vcpu: VcpuId, entry: Entry) -> Result<(), StartError> {
         let slot = self.slots.get(vcpu.0).ok_or(StartError::NoSuchVcpu)?;
-        let mut waiting = slot.entry.lock();
+        let mut waiting = self.lock(arch, &slot.entry);
         if slot.on.swap(true, Ordering::SeqCst) {
             return Err(StartError::AlreadyOn);
         }
@@ -384,8 +416,8 @@ impl<A: Arch> Vm<A> {
     }
 
     /// Where a vCPU that was switched on has to start, once.
-    pub fn take_entry(&self, vcpu: VcpuId) -> Option<Entry> {
-        self.slots.get(vcpu.0)?.entry.lock().take()
+    pub fn take_entry(&self, arch: &A, vcpu: VcpuId) -> Option<Entry> {
+        self.lock(arch, &self.slots.get(vcpu.0)?.entry).take()
     }
 
     /// The vCPU switched itself off.
@@ -399,7 +431,7 @@ impl<A: Arch> Vm<A> {
     pub fn switch_off(&self, arch: &A, set: VcpuSet) {
         for vcpu in set.iter() {
             let Some(slot) = self.slots.get(vcpu) else { return };
-            let mut waiting = slot.entry.lock();
+            let mut waiting = self.lock(arch, &slot.entry);
             *waiting = None;
             slot.on.store(false, Ordering::SeqCst);
             drop(waiting);

@@ -45,7 +45,7 @@ fn a_reset_starts_the_pristine_payload_on_a_machine_as_after_power_on() {
     assert_eq!(rig.boots(0, 0), 2);
     assert_eq!(&kernel_of(&rig, 0), b"the kernel of v");
     assert_eq!(rig.replies(0, 0), [Reply::Value(1), Reply::Value(0)], "the device is as after power-on");
-    assert!(!rig.vm(0).irqs.lock().high.contains(&LATCH_LINE), "and so is its wire");
+    assert!(!rig.vm(0).irqs(&rig.arch(0)).high.contains(&LATCH_LINE), "and so is its wire");
     assert_eq!(rig.phases(), [Phase::Running]);
 }
 
@@ -140,7 +140,7 @@ fn input_during_a_restart_leaves_no_wire_behind() {
         rig.machine().intrude(bulkhead::arch::CpuId(0), calls, move || vm.notify(&arch));
         rig.until(|rig| rig.boots(0, 0) == 2);
         rig.settle();
-        assert!(rig.vm(0).irqs.lock().high.is_empty());
+        assert!(rig.vm(0).irqs(&rig.arch(0)).high.is_empty());
     }
 }
 

@@ -48,6 +48,15 @@ pub struct Vm {
     pub on_fault: OnFault,
     /// What an access to a place without memory or device does.
     pub unmapped: Unmapped,
+    /// What it may do that others may not.
+    pub privileges: Vec<Privilege>,
+}
+
+/// What a VM may do that others may not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Privilege {
+    /// To make the hypervisor fail in its service, in order to try out what follows. Never for a system in use.
+    ProvokePanic,
 }
 
 /// What a VM boots.
@@ -198,6 +207,7 @@ mod tests {
             },
             on_fault: OnFault::Stop,
             unmapped: Unmapped::AsHardware,
+            privileges: vec![],
         }
     }
 
@@ -225,8 +235,8 @@ mod tests {
 
     fn any_vm() -> impl Strategy<Value = Vm> {
         let numbers = (0..20_u32, proptest::collection::vec(0..20_u32, 0..4), any::<u64>());
-        (".{0,8}", numbers, any_kernel(), any::<[bool; 2]>()).prop_map(
-            |(name, (vcpus, cpus, ram_bytes), kernel, [restart, stop])| Vm {
+        (".{0,8}", numbers, any_kernel(), any::<[bool; 3]>()).prop_map(
+            |(name, (vcpus, cpus, ram_bytes), kernel, [restart, stop, panics])| Vm {
                 name,
                 vcpus,
                 cpus,
@@ -234,6 +244,7 @@ mod tests {
                 kernel,
                 on_fault: if restart { OnFault::Restart } else { OnFault::Stop },
                 unmapped: if stop { Unmapped::Stop } else { Unmapped::AsHardware },
+                privileges: if panics { vec![Privilege::ProvokePanic] } else { vec![] },
             },
         )
     }

@@ -7,7 +7,7 @@ use crate::arch::{Arch, Stop, VcpuId};
 use crate::config::OnFault;
 use bulkhead_vdev::{Gpa, GuestMemory, IrqLines};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
-use spin::Mutex;
+use spin::mutex::SpinMutex as Mutex;
 
 /// Bytes that one step of loading copies: short enough for other VMs on the CPU not to notice.
 const LOAD_STEP: usize = 256 * 1024;
@@ -82,6 +82,12 @@ impl<A: Arch> Vm<A> {
         first
     }
 
+    /// Ends the VM on the spot, whatever its life was at: nothing of it can be relied on any more.
+    pub fn condemn(&self, arch: &A) {
+        self.life.phase.store(Phase::Ended as u8, Ordering::SeqCst);
+        self.kick_all(arch);
+    }
+
     /// How often the VM was stopped: a vCPU parks once for each.
     #[must_use]
     pub fn stops(&self) -> u32 {
@@ -98,7 +104,7 @@ impl<A: Arch> Vm<A> {
         if !self.life.again.load(Ordering::SeqCst) {
             return self.enter(Phase::Stopping, Phase::Ended);
         }
-        *self.life.loaded.lock() = Progress::default();
+        *self.lock(arch, &self.life.loaded) = Progress::default();
         self.enter(Phase::Stopping, Phase::Loading);
         self.kick_all(arch);
         false
@@ -108,7 +114,7 @@ impl<A: Arch> Vm<A> {
     /// starts. Called by the keeper while the VM is loading.
     pub fn load_step(&self, arch: &A) {
         let began = arch.now();
-        let mut progress = self.life.loaded.lock();
+        let mut progress = self.lock(arch, &self.life.loaded);
         if let Some(segment) = self.segments.get(progress.segment) {
             let end = segment.bytes.len().min(progress.offset + LOAD_STEP);
             let part = segment.bytes.get(progress.offset..end).unwrap_or(&[]);
@@ -131,15 +137,15 @@ impl<A: Arch> Vm<A> {
     fn power_on(&self, arch: &A) {
         // Like any reset, this one leaves no translation cached.
         arch.invalidate(self.index, &self.space);
-        self.irqs.lock().reset();
+        self.irqs(arch).reset();
         for wired in &self.devices {
-            let mut model = wired.model.lock();
+            let mut model = self.lock(arch, &wired.model);
             model.device.reset();
             // Input may come in the middle of this: a wire that it raised falls with its device.
             if core::mem::take(&mut model.level)
                 && let Some(line) = wired.line
             {
-                let _ = self.irqs.lock().set_line(line, false);
+                let _ = self.irqs(arch).set_line(line, false);
             }
             wired.alarm_ns.store(NEVER, Ordering::Relaxed);
         }
@@ -147,7 +153,7 @@ impl<A: Arch> Vm<A> {
         for slot in &self.slots {
             slot.on.store(false, Ordering::SeqCst);
             slot.idle.store(false, Ordering::SeqCst);
-            *slot.entry.lock() = None;
+            *self.lock(arch, &slot.entry) = None;
         }
         let [now, payload] = [arch.now().0, self.payload_ticks.swap(0, Ordering::Relaxed)]
             .map(|ticks| scale(ticks, NANOSECONDS, arch.ticks_per_second()));

@@ -86,6 +86,16 @@ pub(crate) fn switches_off(vcpus: &[usize]) -> Act {
     Exit::SwitchOff(vcpus.iter().fold(VcpuSet::EMPTY, |set, vcpu| set.union(VcpuSet::only(*vcpu)))).into()
 }
 
+/// Breaks the test device: a panic of the hypervisor's.
+pub(crate) fn breaks() -> Act {
+    write(Gpa(LATCH.0 + 12), 1)
+}
+
+/// The same a little later, when the device is told of the time.
+pub(crate) fn breaks_later() -> Act {
+    write(Gpa(LATCH.0 + 12), 2)
+}
+
 /// Sets the alarm of the test device.
 pub(crate) fn device_alarm(at_ns: u64) -> Act {
     Exit::Io(Place::Memory(Gpa(LATCH.0 + 8)), Access::Write(Width::Double, at_ns)).into()

@@ -17,14 +17,16 @@ use bulkhead::arch::{
 use bulkhead::config::{self, Architecture, KernelFormat};
 use bulkhead::memory::table::{Format, Perm, Slot, Stage2};
 use bulkhead::memory::{Hpa, PAGE};
+use bulkhead::vcpu::Cpu;
 use bulkhead::vm::{Phase, Vm};
 use bulkhead_vdev::pl011::Pl011;
 use bulkhead_vdev::pl031::Pl031;
 use bulkhead_vdev::{Access, Device, Gpa, IrqLines, Ports, VcpuSet, Wish, virt};
 use guests::{Act, Guest, Turn};
 use machine::{IN_DEVICE, Machine, PoweredOff, Reply};
+use std::any::Any;
 use std::fmt;
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 /// How often the fake counter ticks: not a divisor of a nanosecond count, as on real machines.
 pub(crate) const TICKS_PER_SECOND: u64 = 24_000_000;
@@ -33,6 +35,10 @@ pub(crate) const LATCH: Gpa = Gpa(0x0a00_0000);
 pub(crate) const LATCH_LINE: u32 = 48;
 /// The latch's wire by a port; its alarm is 0x100 ports higher.
 pub(crate) const LATCH_PORT: u16 = 0x300;
+/// The panic of the test device.
+pub(crate) const BREAKS: &str = "the latch breaks";
+/// How the panics begin that a guest may ask for.
+const PROVOKED: &str = "the guest asked for a panic";
 /// A kernel that starts so is refused by the board.
 pub(crate) const REFUSED: &[u8] = b"refused";
 /// A kernel that starts so gets two devices in one place.
@@ -89,11 +95,13 @@ impl IrqLines for Lines {
     }
 }
 
-/// A device whose registers are its wire (offset 0), its wish (offset 4: 1 off, 2 reset) and its alarm in nanoseconds (offset 8).
+/// A device whose registers are its wire (offset 0), its wish (offset 4: 1 off, 2 reset), its alarm in nanoseconds
+/// (offset 8), and a panic (offset 12).
 #[derive(Default)]
 struct Latch {
     level: u64,
     alarm: Option<u64>,
+    breaks: bool,
 }
 
 impl Device for Latch {
@@ -104,6 +112,8 @@ impl Device for Latch {
                 ports.wish = Some(if value == 1 { Wish::PowerOff } else { Wish::Reset });
             }
             (8, Access::Write(_, value)) => self.alarm = Some(value),
+            (12, Access::Write(_, 1)) => panic!("{BREAKS}"),
+            (12, Access::Write(..)) => (self.breaks, self.alarm) = (true, Some(ports.clock.now_ns() + 1_000)),
             _ => {}
         }
         self.level
@@ -115,6 +125,7 @@ impl Device for Latch {
 
     fn notify(&mut self, ports: &mut Ports<'_>) {
         if self.alarm.is_some_and(|alarm| alarm <= ports.clock.now_ns()) {
+            assert!(!self.breaks, "{BREAKS}");
             self.alarm = None;
             self.level = 1;
         }
@@ -126,6 +137,23 @@ impl Device for Latch {
 
     fn reset(&mut self) {
         *self = Self::default();
+    }
+}
+
+/// What is unwound with when a CPU leaves what it does.
+pub(crate) struct GaveUp;
+
+/// What a back end does after a panic of the core's; a test's own goes on.
+pub(crate) fn contain(cpu: &mut Cpu<Fake>, reason: Box<dyn Any + Send>) {
+    IN_DEVICE.set(false);
+    let text = reason.downcast_ref::<String>().map(String::as_str);
+    let why = text.or_else(|| reason.downcast_ref::<&str>().copied());
+    let is_meant = why.is_some_and(|why| why == BREAKS || why.starts_with(PROVOKED));
+    if !is_meant && !reason.is::<GaveUp>() {
+        resume_unwind(reason);
+    }
+    if !cpu.recover(why) {
+        cpu.arch().power_off();
     }
 }
 
@@ -323,6 +351,12 @@ unsafe impl Arch for Fake {
         assert!(std::mem::take(&mut vcpu.loaded));
     }
 
+    fn abandon(&self, vcpu: &mut FakeVcpu) {
+        let before = self.machine.with(|state| state.cpu(self.cpu).loaded.take());
+        assert_eq!(before, Some(vcpu.who()), "another vCPU was loaded");
+        vcpu.loaded = false;
+    }
+
     fn run(&self, vcpu: &mut FakeVcpu, vm: &Vm<Self>) -> Exit {
         self.machine.called(self.cpu);
         assert!(vcpu.loaded, "a vCPU ran that is not loaded");
@@ -423,6 +457,18 @@ unsafe impl Arch for Fake {
     fn describe(&self, vcpu: &FakeVcpu, out: &mut dyn fmt::Write) -> fmt::Result {
         assert!(vcpu.loaded);
         writeln!(out, "entered at {:?}", vcpu.entry.map(|entry| entry.pc))
+    }
+
+    fn keep_running(cpu: &'static mut Cpu<Self>) -> ! {
+        loop {
+            let end = catch_unwind(AssertUnwindSafe(|| cpu.run()));
+            let Err(reason) = end;
+            contain(cpu, reason);
+        }
+    }
+
+    fn give_up(&self) -> ! {
+        resume_unwind(Box::new(GaveUp))
     }
 
     fn power_off(&self) -> ! {

@@ -1,8 +1,8 @@
 //! A whole system on the fake machine: packed, booted, and stepped in the order that a test wants.
 
-use super::Fake;
 use super::guests::Guest;
 use super::machine::{Machine, PoweredOff, Reply};
+use super::{Fake, contain};
 use bulkhead::arch::{CpuId, VcpuId};
 use bulkhead::boot::{Boot, BootError, Hypervisor};
 use bulkhead::config::archive::write;
@@ -75,6 +75,7 @@ impl Plan {
             },
             on_fault: OnFault::Stop,
             unmapped: Unmapped::AsHardware,
+            privileges: vec![],
         };
         let kernel = format!("the kernel of {name}").into_bytes();
         self.vms.push(Planned { config, kernel, guests });
@@ -271,6 +272,11 @@ impl Rig {
         })
     }
 
+    /// Whether CPU `cpu` goes on after a panic now, between two steps.
+    pub(crate) fn recover(&self, cpu: usize) -> bool {
+        self.cpus[cpu].lock().unwrap().recover(Some("nobody's panic"))
+    }
+
     /// Raises the test device's wire as its own hardware would, from CPU `cpu`.
     pub(crate) fn wake(&self, cpu: u32, vm: usize, vcpu: usize) {
         self.vm(vm).wake(&self.arch(cpu), bulkhead_vdev::VcpuSet::only(vcpu), None);
@@ -303,7 +309,12 @@ fn step(machine: &'static Machine, id: usize, cpu: &SharedCpu) -> bool {
         return false;
     }
     let mut cpu = cpu.lock().unwrap_or_else(PoisonError::into_inner);
-    match catch_unwind(AssertUnwindSafe(|| cpu.step())) {
+    let end = catch_unwind(AssertUnwindSafe(|| {
+        if let Err(reason) = catch_unwind(AssertUnwindSafe(|| cpu.step())) {
+            contain(&mut cpu, reason);
+        }
+    }));
+    match end {
         Err(reason) if !reason.is::<PoweredOff>() => resume_unwind(reason),
         _ => true,
     }

@@ -102,6 +102,7 @@ mod tests {
             kernel,
             on_fault: OnFault::Stop,
             unmapped: Unmapped::Stop,
+            privileges: vec![],
         };
         Loaded {
             system: System { arch: Architecture::Aarch64, vms: vec![vm] },

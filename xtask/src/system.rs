@@ -127,6 +127,7 @@ fn compile_vm(vm: &VmTable, files: &mut Files<'_>, mistakes: &mut Vec<Mistake>) 
         kernel: compile_kernel(&vm.kernel, files, mistakes),
         on_fault: vm.on_fault.into(),
         unmapped: vm.unmapped.into(),
+        privileges: vm.privileges.iter().copied().map(Into::into).collect(),
     }
 }
 

@@ -30,6 +30,9 @@ mod id {
     pub(super) const CPU_SUSPEND_WIDE: u32 = CPU_SUSPEND | WIDE;
     pub(super) const CPU_ON_WIDE: u32 = CPU_ON | WIDE;
     pub(super) const AFFINITY_INFO_WIDE: u32 = AFFINITY_INFO | WIDE;
+    /// Fast 64-bit calls of the hypervisor's own services, less those that identify its vendor (DEN0028 6).
+    pub(super) const SERVICES: u32 = 0xc600_0000;
+    pub(super) const LAST_SERVICE: u32 = 0xc600_feff;
     pub(super) const SYSTEM_RESET2_WIDE: u32 = SYSTEM_RESET2 | WIDE;
 }
 
@@ -82,6 +85,8 @@ pub enum Call {
     SmcccVersion,
     /// `SMCCC_ARCH_FEATURES`; [`arch_features`] answers.
     ArchFeatures(u32),
+    /// A service of the hypervisor itself, by number (DEN0028 6: vendor-specific hypervisor services, fast, 64 bit).
+    Service(u64),
     /// Anything else: the answer is [`Status::NotSupported`].
     Unknown,
 }
@@ -110,6 +115,7 @@ impl Call {
             id::PSCI_FEATURES => Self::Features(low(first)),
             id::SMCCC_VERSION => Self::SmcccVersion,
             id::SMCCC_ARCH_FEATURES => Self::ArchFeatures(low(first)),
+            id::SERVICES..=id::LAST_SERVICE => Self::Service((low(function) - id::SERVICES) as u64),
             _ => Self::Unknown,
         }
     }

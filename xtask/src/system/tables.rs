@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-use bulkhead::config::{Architecture, OnFault, Unmapped};
+use bulkhead::config::{Architecture, OnFault, Privilege, Unmapped};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use toml::Spanned;
@@ -68,6 +68,9 @@ pub(crate) struct VmTable {
     /// What an access to a place without memory or device does.
     #[serde(default)]
     pub(crate) unmapped: UnmappedValue,
+    /// What the VM may do that others may not.
+    #[serde(default)]
+    pub(crate) privileges: Vec<PrivilegeValue>,
 }
 
 /// What a VM boots.
@@ -100,6 +103,14 @@ pub(crate) struct KernelTable {
 pub(crate) enum FormatValue {
     /// Bytes without a header.
     Flat,
+}
+
+/// What a VM may do that others may not.
+#[derive(serde::Deserialize, JsonSchema, Clone, Copy, Debug)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PrivilegeValue {
+    /// To make the hypervisor fail in its service, in order to try out what follows. Never for a system in use.
+    ProvokePanic,
 }
 
 /// What follows a fault of the guest.
@@ -147,6 +158,14 @@ impl From<UnmappedValue> for Unmapped {
         match value {
             UnmappedValue::AsHardware => Self::AsHardware,
             UnmappedValue::Stop => Self::Stop,
+        }
+    }
+}
+
+impl From<PrivilegeValue> for Privilege {
+    fn from(value: PrivilegeValue) -> Self {
+        match value {
+            PrivilegeValue::ProvokePanic => Self::ProvokePanic,
         }
     }
 }
@@ -296,7 +315,7 @@ mod tests {
         assert_eq!(marked, "vcpu");
         assert_eq!(
             line,
-            "unknown key `vcpu`; known here: `name`, `vcpus`, `cpus`, `ram`, `kernel`, `on-fault`, `unmapped`"
+            "unknown key `vcpu`; known here: `name`, `vcpus`, `cpus`, `ram`, `kernel`, `on-fault`, `unmapped`, `privileges`"
         );
         let (marked, line) = said("[[vm]]", "[network]\n[[vm]]");
         assert_eq!(

@@ -162,11 +162,16 @@ impl Context {
         self.timers.load(facts.vhe);
     }
 
+    /// The timers that are in the CPU fire no more.
+    pub(super) fn silence(facts: &Facts) {
+        CNTP_CTL_EL0::write(facts.vhe, 0);
+        CNTV_CTL_EL0::write(facts.vhe, 0);
+    }
+
     /// Out of the CPU; the timers there are silent afterwards.
     pub(super) fn save(&mut self, facts: &Facts) {
         self.timers = Timers::save(facts.vhe);
-        CNTP_CTL_EL0::write(facts.vhe, 0);
-        CNTV_CTL_EL0::write(facts.vhe, 0);
+        Self::silence(facts);
         self.banked = Banked::save(facts.vhe);
         self.plain = Plain::save();
         self.pstate = SPSR_EL2::read();

@@ -164,7 +164,7 @@ impl El2 {
 
     /// The guest gets what the bus would say where nothing answers: an external abort.
     fn nowhere(&self, esr: Esr, at: Gpa, access: Access, vm: &Vm<Self>) -> Option<Exit> {
-        if let Err(fault) = vm.nowhere(Place::Memory(at), access) {
+        if let Err(fault) = vm.nowhere(self, Place::Memory(at), access) {
             return Some(Exit::Stopped(Stop::Fault(fault)));
         }
         self.inject_external(esr);
@@ -218,6 +218,7 @@ impl El2 {
             // 0 is the warm reset that the specification defines.
             Call::SystemReset2 { kind: 0 } => return Some(Exit::Stopped(Stop::Reset)),
             Call::SystemReset2 { .. } => Status::InvalidParameters.register(),
+            Call::Service(number) => return Some(Exit::Hypercall(number, [call[1], call[2], call[3], 0])),
             Call::Unknown => Status::NotSupported.register(),
         };
         vcpu.registers.x[0] = result;
@@ -236,7 +237,7 @@ impl El2 {
     }
 
     fn wait_unless_pending(&self, vcpu: &Vcpu, vm: &Vm<Self>) -> Option<Exit> {
-        let pending = vm.irqs.lock().0.has_pending(vcpu.id.0, &self.lists());
+        let pending = vm.irqs(self).0.has_pending(vcpu.id.0, &self.lists());
         if pending { None } else { Some(Exit::Idle) }
     }
 

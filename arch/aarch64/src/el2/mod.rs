@@ -12,7 +12,7 @@ use crate::hw::enable::{Facts, Space};
 use crate::hw::mmio::Registers;
 use crate::hw::{
     CNTFRQ_EL0, CNTHP_CTL_EL2, CNTHP_CVAL_EL2, CNTPCT_EL0, CNTVOFF_EL2, ELR_EL2, GuestRegisters, MIDR_EL1,
-    VMPIDR_EL2, VPIDR_EL2, Vector, clean, enter, isb, wait_for_interrupt,
+    VMPIDR_EL2, VPIDR_EL2, Vector, clean, enter, give_up, isb, keep_running, wait_for_interrupt,
 };
 use crate::machine::Machine;
 use crate::psci::{self, Status};
@@ -28,6 +28,7 @@ use bulkhead::arch::{
 use bulkhead::config;
 use bulkhead::memory::Hpa;
 use bulkhead::memory::table::Stage2;
+use bulkhead::vcpu::Cpu;
 use bulkhead::vm::Vm;
 use bulkhead_vdev::gicv3::{Gicv3, HardwareLine};
 use bulkhead_vdev::{IrqLines, VcpuSet, virt};
@@ -123,7 +124,7 @@ impl El2 {
         call: impl FnOnce(&mut Gicv3, &mut Lists) -> (T, VcpuSet),
     ) -> T {
         let mut lists = self.lists();
-        let mut irqs = vm.irqs.lock();
+        let mut irqs = vm.irqs(self);
         let (value, mut woken) = call(&mut irqs.0, &mut lists);
         if irqs.0.wants_refresh(id.0) {
             woken = woken.union(refill(&mut irqs.0, id, &mut lists));
@@ -249,9 +250,15 @@ unsafe impl Arch for El2 {
     }
 
     fn unload(&self, vcpu: &mut Vcpu, vm: &Vm<Self>) {
-        let (_, woken) = vm.irqs.lock().0.unload(vcpu.id.0, &mut self.lists());
+        let (_, woken) = vm.irqs(self).0.unload(vcpu.id.0, &mut self.lists());
         vm.wake(self, woken, Some(vcpu.id));
         vcpu.context.save(&self.facts);
+    }
+
+    fn abandon(&self, _vcpu: &mut Vcpu) {
+        Context::silence(&self.facts);
+        self.lists().enable(self.facts.traps_deactivation);
+        host::deactivate_private(&self.redistributor);
     }
 
     #[inline]
@@ -360,6 +367,14 @@ unsafe impl Arch for El2 {
 
     fn describe(&self, vcpu: &Vcpu, out: &mut dyn fmt::Write) -> fmt::Result {
         report::describe(vcpu.access, &vcpu.registers, self.facts.vhe, out)
+    }
+
+    fn keep_running(cpu: &'static mut Cpu<Self>) -> ! {
+        keep_running(cpu)
+    }
+
+    fn give_up(&self) -> ! {
+        give_up()
     }
 
     fn power_off(&self) -> ! {

@@ -163,6 +163,12 @@ pub fn activate_private(redistributor: &Registers, intids: u32) {
     dsb();
 }
 
+/// Ends whatever private interrupt is in hand on this CPU.
+pub fn deactivate_private(redistributor: &Registers) {
+    redistributor.write32(gicr::ICACTIVER0, u32::MAX);
+    dsb();
+}
+
 /// A CPU as the target of software interrupts: `ICC_SGI1R_EL1` without the interrupt's number (IHI 0069 12.2.22).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Target(u64);

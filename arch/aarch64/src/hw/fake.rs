@@ -2,6 +2,8 @@
 
 use super::registers::for_each_register;
 use super::{GuestRegisters, Vector, guest_pstate};
+use crate::el2::El2;
+use bulkhead::vcpu::Cpu;
 use std::cell::RefCell;
 use std::collections::HashMap;
 
@@ -152,3 +154,13 @@ pub fn forget_all_guests() {}
 
 /// Nothing is cached.
 pub fn clean(_at: u64, _bytes: usize) {}
+
+/// Nothing is ever given up here.
+pub fn keep_running(cpu: &'static mut Cpu<El2>) -> ! {
+    cpu.run()
+}
+
+/// There is nothing to go back to.
+pub fn give_up() -> ! {
+    panic!("the VM has ended")
+}

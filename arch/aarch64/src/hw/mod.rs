@@ -18,12 +18,16 @@ pub(crate) mod loader;
 #[cfg(target_os = "none")]
 mod metal;
 #[cfg(target_os = "none")]
+pub mod recovery;
+#[cfg(target_os = "none")]
 pub mod start;
 
 #[cfg(not(target_os = "none"))]
 pub use fake::*;
 #[cfg(target_os = "none")]
 pub use metal::*;
+#[cfg(target_os = "none")]
+pub use recovery::{give_up, keep_running};
 
 /// A guest's general registers, and where the host's stack pointer lies while the guest runs. `vectors.S` knows the layout:
 /// x0 to x30 at 8 bytes each, then the stack pointer at 248.

@@ -142,6 +142,17 @@ fn stack_block(cpu: usize) -> (u64, usize) {
     }
 }
 
+/// Where a CPU's stack begins: it grows down from here.
+pub fn stack_top(cpu: usize) -> u64 {
+    let (block, bytes) = stack_block(cpu);
+    block + PAGE + bytes as u64
+}
+
+/// How much of the heap is left.
+pub fn heap_bytes_free() -> usize {
+    heap::free_bytes()
+}
+
 /// `ID_AA64MMFR1_EL1.VH`: EL2 can run with VHE.
 pub fn has_vhe() -> bool {
     ID_CRM7_EL1::read(1) >> 8 & 0xf != 0
@@ -244,8 +255,7 @@ pub fn halt() -> ! {
 
 fn prepare(start: &Start, index: usize, root: Hpa) {
     let (hcr, tcr) = if has_vhe() { (HCR_E2H | HCR_RW, TCR_VHE) } else { (HCR_RW, TCR_PLAIN) };
-    let (base, bytes) = stack_block(index);
-    let stack = base + PAGE + bytes as u64;
+    let stack = stack_top(index);
     start.stack.store(stack, Ordering::Relaxed);
     start.emergency.store(stack + EMERGENCY_BYTES as u64, Ordering::Relaxed);
     start.hcr.store(hcr, Ordering::Relaxed);
@@ -357,23 +367,23 @@ pub fn say_directly(line: fmt::Arguments<'_>) {
 /// Entered from `vectors.S`: we faulted ourselves.
 pub extern "C" fn trap(kind: u64, stack: u64) -> ! {
     let esr = crate::esr::Esr(ESR_EL2::read());
-    say_directly(format_args!(
-        "bulkhead: our own fault on CPU {} (vector {kind}): {esr}; at {:#x} of the image, address {:#x}, {} bytes of stack left",
+    super::recovery::fail(format_args!(
+        "our own fault on CPU {} (vector {kind}): {esr}; at {:#x} of the image, address {:#x}, {} bytes of stack left",
         current_cpu(),
         ELR_EL2::read().wrapping_sub(image().start),
         FAR_EL2::read(),
         stack.saturating_sub(stack_block(current_cpu()).0 + PAGE),
-    ));
-    power_off()
+    ))
 }
 
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    say_directly(format_args!(
-        "bulkhead: panic on CPU {}: {info}; {} bytes of heap free",
-        current_cpu(),
-        heap::free_bytes()
-    ));
-    power_off()
+    let what = info.message();
+    match info.location() {
+        Some(place) => {
+            super::recovery::fail(format_args!("panic on CPU {}: {what}, at {place}", current_cpu()))
+        }
+        None => super::recovery::fail(format_args!("panic on CPU {}: {what}", current_cpu())),
+    }
 }

@@ -7,9 +7,9 @@
 
 use core::arch::asm;
 
-use bulkhead_test_guests::{exception, machine, mmio, mmu, println, psci, smp};
+use bulkhead_test_guests::{exception, gic, machine, mmio, mmu, println, psci, smp};
 
-bulkhead_test_guests::program!(main);
+bulkhead_test_guests::program!(main, exception::unexpected_interrupt, use_gic);
 
 /// Nothing is there, on any machine that this program knows.
 const NOWHERE: usize = 0x0b00_0000;
@@ -17,7 +17,10 @@ const FAR_AWAY: usize = 0xf_8000_0000;
 
 type Crime = (&'static str, fn());
 
-const CRIMES: [Crime; 10] = [
+/// The hypervisor's service that makes it fail: only who has the privilege gets it.
+const PROVOKE_PANIC: u64 = 0xc600_dead;
+
+const CRIMES: [Crime; 14] = [
     // SAFETY: there is no code; that is the crime.
     ("wild-jump", || unsafe { exception::call(FAR_AWAY) }),
     ("unmapped-read", || println!("read {:#x}", mmio::read32(NOWHERE))),
@@ -40,7 +43,25 @@ const CRIMES: [Crime; 10] = [
         unsafe { asm!("mrs {}, vttbr_el2", out(reg) _, options(nostack)) };
     }),
     ("cpu-off-last", || smp::switch_off()),
+    ("panic", || panic(0)),
+    ("panic-locked", || {
+        smp::start(1);
+        panic(1);
+    }),
+    ("panic-stack", || panic(2)),
+    ("panic-consoles", || panic(3)),
 ];
+
+fn panic(how: u64) {
+    psci::smc(PROVOKE_PANIC, how, 0, 0);
+}
+
+/// The second CPU needs the lock of the interrupt controller for ever.
+fn use_gic(_cpu: usize) {
+    loop {
+        let _ = mmio::read32(gic::GICD_TYPER);
+    }
+}
 
 fn main() {
     let name = machine::argument("crime").unwrap_or("none");
