@@ -153,9 +153,9 @@ pub struct Window {
     /// In bytes, or ports.
     pub len: u64,
     /// Which of the board's devices.
-    pub device: u16,
+    pub device: usize,
     /// What the device calls the first byte.
-    pub offset: u32,
+    pub offset: u64,
 }
 
 /// A range of a guest's RAM. What lies behind is one line of memory, of which a guest's address space shows parts.
@@ -225,6 +225,11 @@ pub unsafe trait Arch: Sized + 'static {
 
     /// How many bits a guest-physical address has on this machine.
     fn address_bits(&self) -> u32;
+
+    /// The highest level at which this machine's second stages may have leaves.
+    fn largest_leaf(&self) -> u32 {
+        Self::Format::LARGEST_LEAF
+    }
 
     /// Registers of the vCPU `id` of `vm`. `shared` says that other vCPUs run on this physical CPU too, so that waiting has
     /// to come back as [`Exit::Idle`].

@@ -1,6 +1,6 @@
 //! From what a loader hands over to running compartments.
 
-use crate::arch::{Arch, CpuId, CpuMain, Files, Unsupported};
+use crate::arch::{Arch, CpuId, CpuMain, Files, Ticks, Unsupported};
 use crate::config::archive::{ArchiveError, verify};
 use crate::config::{self};
 use crate::console::Console;
@@ -31,6 +31,8 @@ pub struct Boot {
     pub cpus: u32,
     /// Nanoseconds between 1970 and the moment when the counter was 0.
     pub epoch_ns: u64,
+    /// What the counter showed when the loader entered us.
+    pub entered: Ticks,
     /// The consoles; the log goes there already.
     pub console: &'static Console,
     /// The hypervisor's own memory: image, stacks, tables, heap.
@@ -88,7 +90,7 @@ impl fmt::Display for BootError {
         match self {
             Self::Archive(error) => write!(f, "{error}"),
             Self::Architecture(other) => {
-                write!(f, "the system is for {other:?}, this machine is not: pack it with the right `arch`")
+                write!(f, "the system is for {other}, this machine is not: pack it with the right `arch`")
             }
             Self::NoSuchCpu { vm, cpu, cpus } => write!(
                 f,
@@ -186,6 +188,7 @@ impl<A: Arch> Hypervisor<A> {
             cpus,
             console: boot.console,
             epoch_ns: boot.epoch_ns,
+            entered: boot.entered,
             verifying: 0,
         })
     }
@@ -202,7 +205,8 @@ impl<A: Arch> Hypervisor<A> {
         frames: &mut FramePool,
         ram: &GuestRam,
     ) -> Result<Stage2<A::Format>, MapError> {
-        let space = Stage2::new(frames, arch.address_bits()).ok_or(MapError::NoFrames)?;
+        let space = Stage2::new(frames, arch.address_bits(), arch.largest_leaf());
+        let space = space.ok_or(MapError::NoFrames)?;
         for (at, claim) in ram.parts() {
             space.map(frames, at, claim, Perm::RAM)?;
         }

@@ -8,7 +8,7 @@ mod life;
 pub use life::Phase;
 
 use crate::arch::{
-    Arch, Board, CpuId, Entry, Fault, Files, Place, Segment, StartError, VcpuId, Window, Wired,
+    Arch, Board, CpuId, Entry, Fault, Files, Place, Segment, StartError, Ticks, VcpuId, Window, Wired,
 };
 use crate::config::{self, Unmapped};
 use crate::console::Console;
@@ -17,7 +17,7 @@ use crate::memory::table::Stage2;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use bulkhead_vdev::bus::Bus;
-use bulkhead_vdev::{Access, Clock, Device, Gpa, GuestMemory, IrqLines, Ports, VcpuSet, Wish};
+use bulkhead_vdev::{Access, Clock, Device, Gpa, IrqLines, Ports, VcpuSet, Wish};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use life::Life;
 use spin::mutex::{SpinMutex as Mutex, SpinMutexGuard as MutexGuard};
@@ -45,6 +45,8 @@ pub struct Parts<A: Arch> {
     pub console: &'static Console,
     /// Nanoseconds between 1970 and the moment when the counter was 0.
     pub epoch_ns: u64,
+    /// What the counter showed when the loader entered us.
+    pub entered: Ticks,
     /// Ticks of the counter that verifying the archive took.
     pub verifying: u64,
 }
@@ -70,6 +72,8 @@ pub struct Vm<A: Arch> {
     nowhere: Nowhere,
     pub(crate) console: &'static Console,
     epoch_ns: u64,
+    /// What the counter showed when this boot of the VM began.
+    began: AtomicU64,
     /// Ticks of the counter spent on the payload: verifying and copying.
     payload_ticks: AtomicU64,
 }
@@ -132,6 +136,9 @@ impl<A: Arch> Vm<A> {
                 Place::Memory(at) => (&mut memory_bus, at),
                 Place::Port(port) => (&mut port_bus, Gpa(u64::from(port))),
             };
+            let (Ok(device), Ok(offset)) = (u16::try_from(device), u32::try_from(offset)) else {
+                return Err("a device has too large a number");
+            };
             bus.add(first, len, Target { device, offset })
                 .map_err(|_| "two devices overlap in the guest's memory")?;
         }
@@ -169,6 +176,7 @@ impl<A: Arch> Vm<A> {
             nowhere: Nowhere::default(),
             console: parts.console,
             epoch_ns: parts.epoch_ns,
+            began: AtomicU64::new(parts.entered.0),
             payload_ticks: AtomicU64::new(parts.verifying),
         })
     }
@@ -192,7 +200,8 @@ impl<A: Arch> Vm<A> {
 
     /// Its RAM.
     #[must_use]
-    pub fn memory(&self) -> &dyn GuestMemory {
+    #[inline]
+    pub fn memory(&self) -> &GuestRam {
         &self.ram
     }
 
@@ -231,8 +240,8 @@ impl<A: Arch> Vm<A> {
         let Some((target, offset)) = found else { return Answer::Nobody };
         let Some(wired) = self.devices.get(usize::from(target.device)) else { return Answer::Nobody };
         let offset = offset.wrapping_add(target.offset.into());
-        if let Access::Read(_) = access
-            && let Some(value) = self.lock(arch, &wired.model).device.peek(offset)
+        if let Access::Read(width) = access
+            && let Some(value) = self.lock(arch, &wired.model).device.peek(offset, width)
         {
             return Answer::Value(value);
         }
@@ -325,9 +334,13 @@ impl<A: Arch> Vm<A> {
             }
         }
         let alarm = model.device.alarm().unwrap_or(NEVER);
-        if wired.alarm_ns.load(Ordering::Relaxed) != alarm {
+        let before = wired.alarm_ns.load(Ordering::Relaxed);
+        if alarm != before {
             wired.alarm_ns.store(alarm, Ordering::Relaxed);
-            if let Some(keeper) = self.keeper() {
+            // For a later one nobody is called: the keeper comes at the earlier time, and looks again.
+            if alarm < before
+                && let Some(keeper) = self.keeper()
+            {
                 arch.kick(keeper);
             }
         }
@@ -427,15 +440,18 @@ impl<A: Arch> Vm<A> {
         }
     }
 
-    /// Switches vCPUs off, wherever they are; each leaves its CPU before it can be switched on again.
+    /// Switches vCPUs off, wherever they are; each leaves its CPU before it can be switched on again. One that is off already
+    /// has been told: its CPU, which may be other VMs' too, is left alone.
     pub fn switch_off(&self, arch: &A, set: VcpuSet) {
         for vcpu in set.iter() {
             let Some(slot) = self.slots.get(vcpu) else { return };
             let mut waiting = self.lock(arch, &slot.entry);
             *waiting = None;
-            slot.on.store(false, Ordering::SeqCst);
+            let was_on = slot.on.swap(false, Ordering::SeqCst);
             drop(waiting);
-            arch.kick(slot.cpu);
+            if was_on {
+                arch.kick(slot.cpu);
+            }
         }
     }
 

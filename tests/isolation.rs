@@ -6,7 +6,7 @@ use bulkhead::arch::{Exit, Stop};
 use bulkhead::config::Unmapped;
 use bulkhead::memory::PAGE;
 use bulkhead::vm::Phase;
-use bulkhead_vdev::{Gpa, virt};
+use bulkhead_vdev::{Gpa, GuestMemory as _, virt};
 use fake::guests::{Act, does, faults, read, stops, waits, works};
 use fake::rig::{Plan, RAM, Rig, logged_with, milliseconds};
 use std::collections::HashSet;

@@ -5,7 +5,7 @@ mod fake;
 use bulkhead::arch::{Exit, Stop};
 use bulkhead::config::OnFault;
 use bulkhead::vm::Phase;
-use bulkhead_vdev::{Gpa, virt};
+use bulkhead_vdev::{Gpa, GuestMemory as _, virt};
 use fake::guests::{Act, Guest, does, faults, read, starts, stops, waits, wire, works, write};
 use fake::machine::Reply;
 use fake::rig::{Plan, Rig, logged_with, milliseconds};

@@ -2,7 +2,7 @@
 
 mod fake;
 
-use bulkhead::arch::{CpuId, Exit, StartError, Stop, Ticks, VcpuId};
+use bulkhead::arch::{CpuId, Exit, Place, StartError, Stop, Ticks, VcpuId};
 use bulkhead::vm::Phase;
 use bulkhead_vdev::{Access, Gpa, VcpuSet, Width, virt};
 use fake::guests::{
@@ -126,6 +126,19 @@ fn vcpus_that_another_switches_off_stop_wherever_they_are_and_start_again() {
     let rig = spread(vec![starts_another(acts.collect()), works()]);
     rig.until(|rig| rig.boots(0, 1) == 2);
     assert_eq!(rig.vm(0).is_on(VcpuId(1)), Some(true));
+}
+
+#[test]
+fn switching_a_vcpu_off_again_and_again_does_not_disturb_its_cpu() {
+    let rig = spread(vec![starts_another(vec![]), waits()]);
+    rig.settle();
+    let (vm, arch) = (rig.vm(0), rig.arch(0));
+    let kicks = || rig.machine().with(|state| state.cpu(CpuId(1)).kicks);
+    let before = kicks();
+    vm.switch_off(&arch, VcpuSet::only(1));
+    assert_eq!((vm.is_on(VcpuId(1)), kicks()), (Some(false), before + 1));
+    vm.switch_off(&arch, VcpuSet::only(1));
+    assert_eq!(kicks(), before + 1);
 }
 
 #[test]
@@ -253,6 +266,28 @@ fn a_device_alarm_that_another_cpu_sets_is_rung_by_the_one_that_keeps_time() {
     let rig = spread(vec![first, does(pause.chain([device_alarm(3_000_000)]))]);
     rig.until(|_| told.load(Ordering::SeqCst) == 1);
     assert!(rig.now() < milliseconds(4), "{}", rig.now());
+}
+
+#[test]
+fn only_an_alarm_earlier_than_the_last_calls_the_cpu_that_keeps_time() {
+    let rig = spread(vec![waits()]);
+    let (vm, machine, arch) = (rig.vm(0), rig.machine(), rig.arch(0));
+    for (at_ns, calls) in [(5_000_000, true), (6_000_000, false), (6_000_000, false), (4_000_000, true)] {
+        machine.with(|state| state.cpu(CpuId(0)).kicked = false);
+        let alarm = Place::Memory(Gpa(LATCH.0 + 8));
+        vm.io(&arch, VcpuId(0), alarm, Access::Write(Width::Double, at_ns));
+        assert_eq!(machine.with(|state| state.cpu(CpuId(0)).kicked), calls, "at {at_ns} ns");
+    }
+}
+
+#[test]
+fn an_alarm_put_off_is_rung_when_it_is_due() {
+    let told: &'static AtomicUsize = Box::leak(Box::default());
+    let mut waiter = counts(told);
+    let mut acts = vec![device_alarm(6_000_000), device_alarm(3_000_000)];
+    let rig = spread(vec![Box::new(move |turn| acts.pop().unwrap_or_else(|| waiter(turn)))]);
+    rig.until(|_| told.load(Ordering::SeqCst) == 1);
+    assert!(rig.now() >= milliseconds(6) && rig.now() < milliseconds(7), "{}", rig.now());
 }
 
 #[test]

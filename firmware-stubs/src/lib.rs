@@ -10,6 +10,19 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod acpi;
 pub mod arm64_image;
+mod boot_data;
+pub mod bzimage;
+pub mod e820;
+pub mod elf_image;
 pub mod fdt;
+mod identity;
+pub mod multiboot1;
+pub mod pc_boot;
+pub mod pc_placement;
 pub mod placement;
+pub mod pvh;
+pub mod seeds;
+#[cfg(test)]
+mod testing;

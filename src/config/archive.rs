@@ -29,7 +29,7 @@ use super::problem::Problem;
 use super::{FileId, Size, System, Undecodable, decode_value, encode};
 
 const MAGIC: &[u8; 8] = b"BULKHEAD";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const CHECKED_FROM: usize = 32;
 const CONTENTS_FROM: usize = 40;
 /// What each file starts at a multiple of: a page, so that a file can be mapped.
@@ -349,7 +349,7 @@ mod tests {
         };
         assert!(line(b"\x1f\x8b\x08 something else").starts_with("this is not a system archive; load"));
         assert!(
-            line(&altered(8, 9)).contains("has version 9, this hypervisor reads version 1; pack it again")
+            line(&altered(8, 9)).contains("has version 9, this hypervisor reads version 2; pack it again")
         );
         assert!(line(&altered(12, 2)).contains("unknown flags 0x2"));
         assert!(line(&sample()[..4096]).contains("cut short: 4 KiB instead of 12294 bytes; load it again"));

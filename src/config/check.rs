@@ -7,7 +7,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use bulkhead_vdev::{MAX_VCPUS, virt};
+use bulkhead_vdev::{MAX_VCPUS, pc, virt};
 
 use super::problem::{Field, Place, Problem, What};
 use super::{Architecture, FileId, KernelFormat, System, Vm};
@@ -20,13 +20,14 @@ pub const MAX_NAME: usize = 31;
 pub const LOG_CONSOLE: &str = "log";
 /// The most physical CPUs that Bulkhead drives.
 pub const MAX_CPUS: u32 = 16;
-/// The longest kernel command line, in bytes: what arm64 Linux keeps (`COMMAND_LINE_SIZE`).
+/// The longest kernel command line, in bytes: what Linux keeps (`COMMAND_LINE_SIZE`).
 pub const MAX_CMDLINE: usize = 2048;
 /// A VM's RAM comes in pieces of this size, one second-level block of the translation tables.
 pub const RAM_GRANULE: u64 = 2 << 20;
-/// RAM that a guest's kernel and RAM disk must leave free: room for the device tree, which has a granule of its own.
+/// RAM that a guest's kernel and RAM disk must leave free: room for the device tree, which has a granule of its own, or on a PC
+/// for all that is below 1 MiB.
 pub const RAM_RESERVE: u64 = RAM_GRANULE;
-/// Where an Arm guest's physical address space ends.
+/// Where a guest's physical address space ends.
 pub const ADDRESS_SPACE_END: u64 = 1 << 40;
 
 /// What the checks compare a system with.
@@ -49,16 +50,16 @@ pub fn check(system: &System, limits: &Limits<'_>) -> Result<(), Vec<Problem>> {
         let mut report = |field, what| found.in_vm(index, vm, field, what);
         check_name(vm, &system.vms[..index], &mut report);
         check_cpus(vm, limits, &mut report);
-        check_ram(vm, &mut report);
-        check_kernel(vm, limits, &mut report);
+        check_ram(system.arch, vm, &mut report);
+        check_kernel(system.arch, vm, limits, &mut report);
+        if vm.hypervisor_leaf && system.arch != Architecture::X86_64 {
+            report(Field::HypervisorLeaf, What::NoCpuid(system.arch));
+        }
     }
     if found.0.is_empty() { Ok(()) } else { Err(found.0) }
 }
 
 fn check_whole(system: &System, found: &mut Found) {
-    if system.arch != Architecture::Aarch64 {
-        found.in_system(Place::Architecture, What::ArchitectureUnsupported(system.arch));
-    }
     if system.vms.is_empty() {
         found.in_system(Place::Vms, What::NoVm);
     }
@@ -107,8 +108,11 @@ fn check_cpus(vm: &Vm, limits: &Limits<'_>, report: &mut impl FnMut(Field, What)
     }
 }
 
-fn check_ram(vm: &Vm, report: &mut impl FnMut(Field, What)) {
-    let most = ADDRESS_SPACE_END - virt::RAM.0;
+fn check_ram(arch: Architecture, vm: &Vm, report: &mut impl FnMut(Field, What)) {
+    let most = match arch {
+        Architecture::Aarch64 => ADDRESS_SPACE_END - virt::RAM.0,
+        Architecture::X86_64 => ADDRESS_SPACE_END - (pc::HIGH_RAM.0 - pc::HOLE.0),
+    };
     if vm.ram_bytes == 0 {
         report(Field::Ram, What::NoRam);
     } else if vm.ram_bytes > most {
@@ -118,8 +122,11 @@ fn check_ram(vm: &Vm, report: &mut impl FnMut(Field, What)) {
     }
 }
 
-fn check_kernel(vm: &Vm, limits: &Limits<'_>, report: &mut impl FnMut(Field, What)) {
+fn check_kernel(arch: Architecture, vm: &Vm, limits: &Limits<'_>, report: &mut impl FnMut(Field, What)) {
     let kernel = &vm.kernel;
+    if !kernel.format.is_for(arch) {
+        report(Field::KernelFile, What::FormatForeign { format: kernel.format, arch });
+    }
     check_cmdline(&kernel.cmdline, report);
     let file = file_bytes(kernel.file, Field::KernelFile, limits, report);
     let initrd = kernel.initrd.map(|id| file_bytes(id, Field::Initrd, limits, report));
@@ -133,7 +140,8 @@ fn check_kernel(vm: &Vm, limits: &Limits<'_>, report: &mut impl FnMut(Field, Wha
         return report(Field::KernelFile, What::FilesExceedRam { ram: vm.ram_bytes, file, initrd });
     }
     if let KernelFormat::Flat { load, entry } = kernel.format {
-        check_flat(vm, file, load, entry, report);
+        let ram = flat_ram(arch, vm.ram_bytes, load);
+        check_flat(arch, ram, file, load, entry, report);
     }
 }
 
@@ -163,10 +171,29 @@ fn file_bytes(
     None
 }
 
-fn check_flat(vm: &Vm, file: u64, load: u64, entry: u64, report: &mut impl FnMut(Field, What)) {
+/// The piece of RAM that a flat kernel which is loaded at `load` has to lie in: on a PC it is entered with addresses of 32
+/// bits, and the first megabyte is a piece of its own.
+fn flat_ram(arch: Architecture, ram_bytes: u64, load: u64) -> (u64, u64) {
+    match arch {
+        Architecture::Aarch64 => (virt::RAM.0, virt::RAM.0.saturating_add(ram_bytes)),
+        Architecture::X86_64 if load < pc::LOW_RAM_END.0 => (0, pc::LOW_RAM_END.0.min(ram_bytes)),
+        Architecture::X86_64 => (pc::FIRMWARE_RAM.0, pc::HOLE.0.min(ram_bytes)),
+    }
+}
+
+fn check_flat(
+    arch: Architecture,
+    (start, end): (u64, u64),
+    file: u64,
+    load: u64,
+    entry: u64,
+    report: &mut impl FnMut(Field, What),
+) {
     const PAGE: u64 = 4096;
-    const INSTRUCTION: u64 = 4;
-    let (start, end) = (virt::RAM.0, virt::RAM.0.saturating_add(vm.ram_bytes));
+    let instruction = match arch {
+        Architecture::Aarch64 => 4,
+        Architecture::X86_64 => 1,
+    };
     let file_end = load.saturating_add(file);
     if load < start || file_end > end {
         report(Field::Load, What::FlatOutsideRam { load, file, start, end });
@@ -174,7 +201,7 @@ fn check_flat(vm: &Vm, file: u64, load: u64, entry: u64, report: &mut impl FnMut
         report(Field::Load, What::LoadUneven(load));
     } else if entry < load || entry >= file_end {
         report(Field::Entry, What::EntryOutsideFile { entry, start: load, end: file_end });
-    } else if !entry.is_multiple_of(INSTRUCTION) {
+    } else if !entry.is_multiple_of(instruction) {
         report(Field::Entry, What::EntryUneven(entry));
     }
 }
@@ -249,12 +276,41 @@ mod tests {
         assert_eq!(lines(vms), ["33 VMs are more than 32; describe at most 32"]);
     }
 
+    fn pc_lines(vm: Vm) -> Vec<String> {
+        let system = System { arch: Architecture::X86_64, vms: vec![vm] };
+        let problems = check(&system, &FILES).err().unwrap_or_default();
+        problems.iter().map(ToString::to_string).collect()
+    }
+
     #[test]
-    fn an_architecture_without_back_end_is_refused() {
-        let system = System { arch: Architecture::X86_64, vms: vec![linux()] };
-        let problems = check(&system, &FILES).unwrap_err();
-        let line = problems[0].to_string();
-        assert_eq!(line, "the architecture x86_64 is not supported yet; write arch = \"aarch64\"");
+    fn a_kernel_is_for_the_systems_architecture() {
+        let on_pc = with_kernel(|kernel| kernel.format = KernelFormat::BzImage);
+        assert_eq!(pc_lines(on_pc.clone()), [""; 0]);
+        let line = "VM `linux`: an arm64 Image does not run on x86_64; use a kernel for x86_64";
+        assert_eq!(pc_lines(linux()), [line]);
+        let line = "VM `linux`: a bzImage does not run on aarch64; use a kernel for aarch64";
+        assert_eq!(line_of(on_pc), line);
+    }
+
+    #[test]
+    fn only_a_pc_has_a_hypervisor_leaf() {
+        let leaf = Vm { hypervisor_leaf: true, ..linux() };
+        let line = "VM `linux`: a CPU of aarch64 has no leaf that could tell of a hypervisor; leave it out";
+        assert_eq!(line_of(leaf.clone()), line);
+        let kernel = Kernel { format: KernelFormat::Pvh, ..leaf.kernel };
+        assert_eq!(pc_lines(Vm { kernel, ..leaf }), [""; 0]);
+    }
+
+    #[test]
+    fn a_flat_kernel_on_a_pc_lies_below_640_kib_or_behind_video_memory() {
+        for at in [0x7000, 0x9_f000, 0x10_0000] {
+            assert_eq!(pc_lines(flat(at, at + 1)), [""; 0], "{at:#x}");
+        }
+        let said = |load: u64| pc_lines(flat(load, load)).concat();
+        assert!(said(0x9_f800).contains("do not lie inside the VM's RAM, 0x0 to 0xa0000"));
+        assert!(said(0xa_0000).contains("do not lie inside the VM's RAM, 0xc0000 to 0x10000000"));
+        let large = Vm { ram_bytes: 5 << 30, ..flat(4 << 30, 4 << 30) };
+        assert!(pc_lines(large).concat().contains("do not lie inside the VM's RAM, 0xc0000 to 0xc0000000"));
     }
 
     #[test]
@@ -308,7 +364,7 @@ mod tests {
         assert_eq!(
             line_of(Vm { ram_bytes: 32 << 20, ..linux() }),
             "VM `linux`: 32 MiB of RAM cannot hold a kernel of 30 MiB, a RAM disk of 1 MiB and 2 MiB for the \
-             device tree; give it at least 34 MiB"
+             machine's description; give it at least 34 MiB"
         );
         assert_eq!(check(&system(vec![Vm { ram_bytes: 34 << 20, ..linux() }]), &FILES), Ok(()));
     }

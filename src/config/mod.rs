@@ -48,6 +48,8 @@ pub struct Vm {
     pub on_fault: OnFault,
     /// What an access to a place without memory or device does.
     pub unmapped: Unmapped,
+    /// Whether CPUID tells the guest that it is one (x86_64 only).
+    pub hypervisor_leaf: bool,
     /// What it may do that others may not.
     pub privileges: Vec<Privilege>,
 }
@@ -88,6 +90,24 @@ pub enum KernelFormat {
         /// Where the first vCPU starts.
         entry: u64,
     },
+    /// The Linux kernel for PCs (Documentation/arch/x86/boot.rst).
+    BzImage,
+    /// ELF with the note of a PVH entry.
+    Pvh,
+    /// A multiboot kernel, version 1.
+    Multiboot,
+}
+
+impl KernelFormat {
+    /// Whether a CPU of this architecture boots it.
+    #[must_use]
+    pub const fn is_for(self, arch: Architecture) -> bool {
+        match self {
+            Self::Flat { .. } => true,
+            Self::Arm64Image => matches!(arch, Architecture::Aarch64),
+            Self::BzImage | Self::Pvh | Self::Multiboot => matches!(arch, Architecture::X86_64),
+        }
+    }
 }
 
 /// What follows a fault of the guest.
@@ -115,6 +135,18 @@ impl fmt::Display for Architecture {
         f.write_str(match self {
             Self::Aarch64 => "aarch64",
             Self::X86_64 => "x86_64",
+        })
+    }
+}
+
+impl fmt::Display for KernelFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Arm64Image => "an arm64 Image",
+            Self::Flat { .. } => "a flat binary",
+            Self::BzImage => "a bzImage",
+            Self::Pvh => "a PVH kernel",
+            Self::Multiboot => "a multiboot kernel",
         })
     }
 }
@@ -207,6 +239,7 @@ mod tests {
             },
             on_fault: OnFault::Stop,
             unmapped: Unmapped::AsHardware,
+            hypervisor_leaf: false,
             privileges: vec![],
         }
     }
@@ -218,6 +251,9 @@ mod tests {
     fn any_format() -> impl Strategy<Value = KernelFormat> {
         prop_oneof![
             Just(KernelFormat::Arm64Image),
+            Just(KernelFormat::BzImage),
+            Just(KernelFormat::Pvh),
+            Just(KernelFormat::Multiboot),
             (any::<u64>(), any::<u64>()).prop_map(|(load, entry)| KernelFormat::Flat { load, entry }),
         ]
     }
@@ -235,8 +271,8 @@ mod tests {
 
     fn any_vm() -> impl Strategy<Value = Vm> {
         let numbers = (0..20_u32, proptest::collection::vec(0..20_u32, 0..4), any::<u64>());
-        (".{0,8}", numbers, any_kernel(), any::<[bool; 3]>()).prop_map(
-            |(name, (vcpus, cpus, ram_bytes), kernel, [restart, stop, panics])| Vm {
+        (".{0,8}", numbers, any_kernel(), any::<[bool; 4]>()).prop_map(
+            |(name, (vcpus, cpus, ram_bytes), kernel, [restart, stop, hypervisor_leaf, panics])| Vm {
                 name,
                 vcpus,
                 cpus,
@@ -244,6 +280,7 @@ mod tests {
                 kernel,
                 on_fault: if restart { OnFault::Restart } else { OnFault::Stop },
                 unmapped: if stop { Unmapped::Stop } else { Unmapped::AsHardware },
+                hypervisor_leaf,
                 privileges: if panics { vec![Privilege::ProvokePanic] } else { vec![] },
             },
         )
@@ -251,7 +288,8 @@ mod tests {
 
     /// Any system that can be written down, sound or not.
     pub(super) fn any_system() -> impl Strategy<Value = System> {
-        proptest::collection::vec(any_vm(), 0..4).prop_map(system)
+        let arch = prop_oneof![Just(Architecture::Aarch64), Just(Architecture::X86_64)];
+        (arch, proptest::collection::vec(any_vm(), 0..4)).prop_map(|(arch, vms)| System { arch, vms })
     }
 
     proptest! {

@@ -9,9 +9,9 @@ use core::fmt;
 use bulkhead_vdev::MAX_VCPUS;
 
 use super::check::{LOG_CONSOLE, MAX_CMDLINE, MAX_NAME, MAX_VMS, RAM_GRANULE, RAM_RESERVE};
-use super::{Architecture, FileId, Size};
+use super::{Architecture, FileId, KernelFormat, Size};
 #[cfg(doc)]
-use super::{Kernel, KernelFormat, Vm};
+use super::{Kernel, Vm};
 
 /// Something in a system that cannot work. Shown as one line: where, what, how to mend it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,8 +27,6 @@ pub struct Problem {
 /// The part of a system that a [`Problem`] is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Place {
-    /// The architecture.
-    Architecture,
     /// The list of VMs.
     Vms,
     /// A part of the VM with this index.
@@ -56,13 +54,13 @@ pub enum Field {
     Load,
     /// [`KernelFormat::Flat::entry`]
     Entry,
+    /// [`Vm::hypervisor_leaf`]
+    HypervisorLeaf,
 }
 
 /// What is wrong. Shown as a clause; [`What::mend`] says what to do about it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum What {
-    /// The architecture has no back end.
-    ArchitectureUnsupported(Architecture),
     /// There is no VM.
     NoVm,
     /// More than [`MAX_VMS`].
@@ -145,6 +143,15 @@ pub enum What {
     },
     /// An entry at which no instruction can start.
     EntryUneven(u64),
+    /// A kernel for another architecture.
+    FormatForeign {
+        /// What the kernel is.
+        format: KernelFormat,
+        /// What the system is for.
+        arch: Architecture,
+    },
+    /// CPUID is asked for where there is none.
+    NoCpuid(Architecture),
 }
 
 impl What {
@@ -164,7 +171,7 @@ impl fmt::Display for Problem {
         match self.place {
             Place::Vm(index, _) if self.vm.is_empty() => write!(f, "VM number {}: ", index + 1)?,
             Place::Vm(..) => write!(f, "VM `{}`: ", self.vm.escape_debug())?,
-            Place::Architecture | Place::Vms => {}
+            Place::Vms => {}
         }
         write!(f, "{}; {}", self.what, self.what.mend())
     }
@@ -173,7 +180,6 @@ impl fmt::Display for Problem {
 impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::ArchitectureUnsupported(arch) => write!(f, "the architecture {arch} is not supported yet"),
             Self::NoVm => write!(f, "the system has no VM"),
             Self::TooManyVms(vms) => write!(f, "{vms} VMs are more than {MAX_VMS}"),
             Self::NameEmpty => write!(f, "the VM has no name"),
@@ -196,7 +202,7 @@ impl fmt::Display for What {
             Self::FileEmpty => write!(f, "the file is empty"),
             Self::FilesExceedRam { ram, file, initrd } => write!(
                 f,
-                "{} of RAM cannot hold a kernel of {}, a RAM disk of {} and {} for the device tree",
+                "{} of RAM cannot hold a kernel of {}, a RAM disk of {} and {} for the machine's description",
                 Size(ram),
                 Size(file),
                 Size(initrd),
@@ -216,6 +222,10 @@ impl fmt::Display for What {
                 write!(f, "the entry {entry:#x} is outside the kernel, {start:#x} to {end:#x}")
             }
             Self::EntryUneven(entry) => write!(f, "no instruction can start at the entry {entry:#x}"),
+            Self::FormatForeign { format, arch } => write!(f, "{format} does not run on {arch}"),
+            Self::NoCpuid(arch) => {
+                write!(f, "a CPU of {arch} has no leaf that could tell of a hypervisor")
+            }
         }
     }
 }
@@ -223,7 +233,6 @@ impl fmt::Display for What {
 impl fmt::Display for Mend<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self.0 {
-            What::ArchitectureUnsupported(_) => write!(f, "write arch = \"{}\"", Architecture::Aarch64),
             What::NoVm => write!(f, "describe one in a [[vm]] table"),
             What::TooManyVms(_) => write!(f, "describe at most {MAX_VMS}"),
             What::NameEmpty => write!(f, "give it one: name = \"...\""),
@@ -250,6 +259,8 @@ impl fmt::Display for Mend<'_> {
             What::LoadUneven(load) => write!(f, "load it at {:#x}, a multiple of 4 KiB", load & !0xfff),
             What::EntryOutsideFile { .. } => write!(f, "enter the kernel at one of its own instructions"),
             What::EntryUneven(entry) => write!(f, "enter at {:#x}, a multiple of 4", entry & !3),
+            What::FormatForeign { arch, .. } => write!(f, "use a kernel for {arch}"),
+            What::NoCpuid(_) => write!(f, "leave it out"),
         }
     }
 }

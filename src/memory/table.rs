@@ -47,7 +47,7 @@ pub enum Slot {
 
 /// What the entries of one kind of table look like. Pure.
 pub trait Format {
-    /// The highest level whose entries may be leaves.
+    /// The highest level whose entries may be leaves, on a machine that has all that the format knows.
     const LARGEST_LEAF: u32;
 
     /// The top level for addresses of `bits`, and of how many tables in a row the root is made.
@@ -84,6 +84,7 @@ pub struct Table<F> {
     root: Hpa,
     top: u32,
     bits: u32,
+    largest_leaf: u32,
     format: core::marker::PhantomData<fn() -> F>,
 }
 
@@ -91,8 +92,14 @@ impl<F: Format> Table<F> {
     /// An empty tree for addresses of `bits`.
     #[must_use]
     pub fn new(frames: &mut dyn Frames, bits: u32) -> Option<Self> {
+        Self::with_leaves(frames, bits, F::LARGEST_LEAF)
+    }
+
+    /// The same, for a machine whose leaves stand at `largest_leaf` or below.
+    fn with_leaves(frames: &mut dyn Frames, bits: u32, largest_leaf: u32) -> Option<Self> {
         let (top, tables) = F::root(bits);
-        Some(Self { root: frames.take(tables)?, top, bits, format: core::marker::PhantomData })
+        let largest_leaf = largest_leaf.min(F::LARGEST_LEAF).min(top);
+        Some(Self { root: frames.take(tables)?, top, bits, largest_leaf, format: core::marker::PhantomData })
     }
 
     /// The root table, for the CPU's register.
@@ -120,7 +127,7 @@ impl<F: Format> Table<F> {
         let mut next = at;
         while next < end {
             let host = to.0 + (next - at);
-            let level = (0..=F::LARGEST_LEAF.min(self.top))
+            let level = (0..=self.largest_leaf)
                 .rev()
                 .find(|level| (next | host) & (size(*level) - 1) == 0 && end - next >= size(*level))
                 .unwrap_or(0);
@@ -271,10 +278,10 @@ impl<F: Format> Table<F> {
 pub struct Stage2<F>(Table<F>);
 
 impl<F: Format> Stage2<F> {
-    /// An empty address space of `bits`.
+    /// An empty address space of `bits`, whose leaves stand at `largest_leaf` or below.
     #[must_use]
-    pub fn new(frames: &mut dyn Frames, bits: u32) -> Option<Self> {
-        Table::new(frames, bits).map(Self)
+    pub fn new(frames: &mut dyn Frames, bits: u32, largest_leaf: u32) -> Option<Self> {
+        Table::with_leaves(frames, bits, largest_leaf).map(Self)
     }
 
     /// Maps all of `claim` from `at`.
@@ -342,6 +349,14 @@ mod tests {
         table.map_range(&mut pool, 0x8000_0000, Hpa(0x1_0020_0000), 0x20_0000, Perm::RAM).unwrap();
         assert_eq!(pool.left(), left - 1);
         assert_eq!(table.translate(&pool, 0x8000_1234), Some((Hpa(0x1_0020_1234), 0x20_0000 - 0x1234)));
+    }
+
+    #[test]
+    fn a_machine_without_the_largest_pages_gets_smaller_ones() {
+        let mut pool = pool(8);
+        let table = Table::<Plain>::with_leaves(&mut pool, 39, 1).unwrap();
+        table.map_range(&mut pool, 0x4000_0000, Hpa(0x8000_0000), 0x4000_0000, Perm::RAM).unwrap();
+        assert_eq!(table.translate(&pool, 0x4020_0000), Some((Hpa(0x8020_0000), 0x20_0000)));
     }
 
     #[test]

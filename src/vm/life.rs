@@ -105,6 +105,7 @@ impl<A: Arch> Vm<A> {
             return self.enter(Phase::Stopping, Phase::Ended);
         }
         *self.lock(arch, &self.life.loaded) = Progress::default();
+        self.began.store(arch.now().0, Ordering::Relaxed);
         self.enter(Phase::Stopping, Phase::Loading);
         self.kick_all(arch);
         false
@@ -155,10 +156,11 @@ impl<A: Arch> Vm<A> {
             slot.idle.store(false, Ordering::SeqCst);
             *self.lock(arch, &slot.entry) = None;
         }
-        let [now, payload] = [arch.now().0, self.payload_ticks.swap(0, Ordering::Relaxed)]
+        let whole = arch.now().0.saturating_sub(self.began.load(Ordering::Relaxed));
+        let [whole, payload] = [whole, self.payload_ticks.swap(0, Ordering::Relaxed)]
             .map(|ticks| scale(ticks, NANOSECONDS, arch.ticks_per_second()));
         log::info!(
-            "{}: boot: first guest instruction after {now} ns ({payload} ns copying and verifying)",
+            "{}: boot: first guest instruction after {whole} ns ({payload} ns copying and verifying)",
             self.config.name
         );
         self.enter(Phase::Loading, Phase::Running);

@@ -52,6 +52,7 @@ pub(crate) struct State {
 #[derive(Default)]
 pub(crate) struct CpuState {
     pub(crate) kicked: bool,
+    pub(crate) kicks: u32,
     pub(crate) nudges: u32,
     pub(crate) deadline: Option<Ticks>,
     pub(crate) asleep: bool,

@@ -427,7 +427,10 @@ unsafe impl Arch for Fake {
     }
 
     fn kick(&self, cpu: CpuId) {
-        self.machine.with(|state| state.cpu(cpu).kicked = true);
+        self.machine.with(|state| {
+            state.cpu(cpu).kicked = true;
+            state.cpu(cpu).kicks += 1;
+        });
         self.machine.wake_sleepers();
     }
 

@@ -3,7 +3,7 @@
 use super::guests::Guest;
 use super::machine::{Machine, PoweredOff, Reply};
 use super::{Fake, contain};
-use bulkhead::arch::{CpuId, VcpuId};
+use bulkhead::arch::{CpuId, Ticks, VcpuId};
 use bulkhead::boot::{Boot, BootError, Hypervisor};
 use bulkhead::config::archive::write;
 use bulkhead::config::{
@@ -75,6 +75,7 @@ impl Plan {
             },
             on_fault: OnFault::Stop,
             unmapped: Unmapped::AsHardware,
+            hypervisor_leaf: false,
             privileges: vec![],
         };
         let kernel = format!("the kernel of {name}").into_bytes();
@@ -118,6 +119,7 @@ impl Plan {
             archive: Box::leak(archive.into_boxed_slice()),
             cpus: self.cpus,
             epoch_ns: 1_000_000_000,
+            entered: Ticks(0),
             console,
             resident_bytes: 0,
             sealed: || (),

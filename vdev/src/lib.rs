@@ -8,10 +8,25 @@
 
 extern crate alloc;
 
+pub mod acpi_pm;
 pub mod bus;
+pub mod cmos;
+pub mod delay_port;
+mod fifo;
 pub mod gicv3;
+pub mod hpet;
+pub mod ioapic;
+mod isa;
+pub mod lapic;
+pub mod pc;
+pub mod pc_irqs;
+pub mod pc_reset;
+pub mod pci;
+pub mod pic;
+pub mod pit;
 pub mod pl011;
 pub mod pl031;
+pub mod uart16550;
 pub mod virt;
 
 use core::fmt;
@@ -124,10 +139,10 @@ pub trait Device: Send {
     /// write returns is ignored.
     fn access(&mut self, offset: u64, access: Access, ports: &mut Ports<'_>) -> u64;
 
-    /// The register at `offset` if a read of it changes nothing and needs nothing lent: what drivers poll. Then the read is
-    /// done; otherwise [`Device::access`] does it.
-    fn peek(&self, offset: u64) -> Option<u64> {
-        let _ = offset;
+    /// What a read of this width at `offset` gives, if it changes nothing and needs nothing lent: what drivers poll. Then
+    /// the read is done; otherwise [`Device::access`] does it.
+    fn peek(&self, offset: u64, width: Width) -> Option<u64> {
+        let _ = (offset, width);
         None
     }
 

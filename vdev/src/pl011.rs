@@ -5,7 +5,6 @@
 //! `virt`, bytes are sent even while the UART is disabled (early consoles count on it), there is no DMA, and the
 //! modem lines are not wired.
 
-mod fifo;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -13,9 +12,9 @@ mod tests;
 
 use bitflags::bitflags;
 
-use self::fifo::Fifo;
+use crate::fifo::Fifo;
 use crate::pl031::identity;
-use crate::{Access, Device, Ports};
+use crate::{Access, Device, Ports, Width};
 
 /// Data (DDI 0183, table 3-1). The other registers follow in the manual's order.
 const DR: u64 = 0x00;
@@ -330,7 +329,7 @@ impl Device for Pl011 {
     }
 
     /// Each byte of output costs a read of FR.
-    fn peek(&self, offset: u64) -> Option<u64> {
+    fn peek(&self, offset: u64, _: Width) -> Option<u64> {
         (offset == FR && !self.flags.contains(Flags::BUSY)).then(|| u64::from(self.flags.bits()))
     }
 

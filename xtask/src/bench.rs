@@ -5,6 +5,7 @@
 //! measured by its own message times.
 
 use anyhow::bail;
+use bulkhead::config::Architecture;
 use regex::Regex;
 use serde_json::{Value, json};
 
@@ -13,10 +14,11 @@ use crate::frames::LOG;
 use crate::machine::{CpuModel, Machine};
 use crate::progress::Step;
 use crate::scenario::{self, file, transcript::Transcript};
-use crate::setup::{self, Need};
-use crate::workspace;
+use crate::{setup, workspace};
 
 mod figures;
+mod pc;
+mod pc_linux;
 
 use figures::{FIRST_INSTRUCTION_BAR, LINUX_BAR_PERMILLE, ROWS, Row};
 
@@ -79,7 +81,13 @@ struct Column {
 
 /// `cargo xtask bench`
 pub(crate) fn run(machine: Machine, cpu: Option<CpuModel>, as_json: bool) -> anyhow::Result<()> {
-    setup::ensure(&[Need::Emulator])?;
+    setup::ensure(&[])?;
+    if machine.architecture() != Architecture::Aarch64 {
+        if cpu.is_some() {
+            bail!("the bars are for one processor of machine {}: leave out `--cpu`", machine.name());
+        }
+        return pc::run(machine, as_json);
+    }
     let models = cpu.map_or(vec![CpuModel::CortexA57, CpuModel::Max], |cpu| vec![cpu]);
     let columns = models.into_iter().map(|cpu| measure(machine, cpu)).collect::<anyhow::Result<Vec<_>>>()?;
     if as_json {
@@ -151,7 +159,7 @@ fn play(
 ) -> anyhow::Result<Transcript> {
     let mut scenario = file::parse(steps)?;
     scenario.image = workspace::root().join(image);
-    (scenario.machine, scenario.cpu, scenario.under) = (machine, cpu, under);
+    (scenario.machine, scenario.cpu, scenario.under) = (Some(machine), Some(cpu), under);
     let played = scenario::play(&scenario, &mut |_| {})?;
     match played.failure {
         None => Ok(played.transcript),
@@ -193,6 +201,11 @@ fn linux_nanoseconds(text: &str) -> Option<f64> {
     Some((last.ok()? - first.ok()?) * 1e9)
 }
 
+/// Instructions in millions, as far as known.
+fn million(value: Option<f64>) -> String {
+    value.map_or("-".to_owned(), |value| format!("{:.2} M", value / 1e6))
+}
+
 impl Column {
     fn missed(&self) -> usize {
         let operations = self.operations.iter().filter(|(_, figure)| figure.is_missed()).count();
@@ -221,8 +234,6 @@ impl Column {
         for (row, figure) in &self.operations {
             self.print_row(row, figure);
         }
-        let million =
-            |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{:.2} M", value / 1e6));
         let first = &self.first_instruction;
         println!(
             "before the first guest instruction: {} and {} copying and verifying (Xen 57 M, Bao 800 M) {}",

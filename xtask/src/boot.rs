@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
+use bulkhead::config::Architecture;
 use bulkhead::memory::place::place;
 use tempfile::TempDir;
 
 use crate::console::Emulator;
 use crate::frames::LOG;
-use crate::machine::{Boot, Settings};
+use crate::machine::{Boot, Machine, Settings, bochs, qemu};
 use crate::system::Loaded;
-use crate::{build, pack, system, workspace};
+use crate::{build, pack, setup, system, workspace};
 
 const ARCHIVE: &str = "system.archive";
 
@@ -60,7 +61,7 @@ pub(crate) fn prepare(folder: &Path, under: Under) -> anyhow::Result<Prepared> {
     let loaded = system::load(folder).map_err(|error| anyhow!("{error}"))?;
     let files = tempfile::tempdir_in(workspace::folder("bulkhead")?)?;
     let hypervisor = match under {
-        Under::Bulkhead => build::hypervisor()?,
+        Under::Bulkhead => build::hypervisor(loaded.system.arch)?,
         Under::Nothing => PathBuf::new(),
     };
     let prepared = Prepared { loaded, under, hypervisor, files };
@@ -74,21 +75,46 @@ pub(crate) fn prepare(folder: &Path, under: Under) -> anyhow::Result<Prepared> {
 impl Prepared {
     /// Boots it on a machine, after making sure that the machine has room for it.
     pub(crate) fn start(&self, settings: &Settings) -> anyhow::Result<Emulator> {
+        settings.check()?;
+        let (machine, architecture) = (settings.machine, self.architecture());
+        if machine.architecture() != architecture {
+            bail!(
+                "{} is a system for {architecture}, which machine {} is not",
+                self.loaded.name,
+                machine.name()
+            );
+        }
+        setup::emulator(machine)?;
         match self.under {
             Under::Bulkhead => {
                 self.check_fits(settings)?;
                 let archive = self.path(ARCHIVE);
                 let boot = Boot::Bulkhead { hypervisor: &self.hypervisor, archive: &archive };
-                Emulator::start(settings.command(&boot), LOG)
+                self.launch(settings, &boot, LOG)
             }
             Under::Nothing => {
                 let (kernel, initrd) = (self.path("kernel"), self.path("initrd"));
                 let initrd = initrd.is_file().then_some(initrd.as_path());
                 let vm = &self.loaded.system.vms[0];
                 let boot = Boot::Native { kernel: &kernel, initrd, cmdline: &vm.kernel.cmdline };
-                Emulator::start(settings.command(&boot), &vm.name)
+                self.launch(settings, &boot, &vm.name)
             }
         }
+    }
+
+    fn launch(&self, settings: &Settings, boot: &Boot<'_>, first: &str) -> anyhow::Result<Emulator> {
+        if settings.machine != Machine::BochsVmx {
+            return Emulator::start(qemu::command(settings, boot), first);
+        }
+        let folder = self.path("bochs");
+        // A second start of the same system begins with an empty folder.
+        let _ = std::fs::remove_dir_all(&folder);
+        bochs::start(settings, boot, &folder, first)
+    }
+
+    /// What its processors must be.
+    pub(crate) fn architecture(&self) -> Architecture {
+        self.loaded.system.arch
     }
 
     /// Changes the packed archive, to see whether it is noticed.
@@ -107,7 +133,7 @@ impl Prepared {
     fn check_fits(&self, settings: &Settings) -> anyhow::Result<()> {
         let archive_bytes = std::fs::metadata(self.path(ARCHIVE))?.len();
         let wanted: Vec<u64> = self.loaded.system.vms.iter().map(|vm| vm.ram_bytes).collect();
-        match place(&wanted, std::slice::from_ref(&settings.bank()), &settings.used(archive_bytes)) {
+        match place(&wanted, &settings.banks(), &settings.used(archive_bytes)) {
             Ok(_) => Ok(()),
             Err(error) => bail!("VM `{}`: {error}", self.loaded.system.vms[error.vm].name),
         }

@@ -2,24 +2,24 @@
 
 use anyhow::bail;
 
+use crate::build::{ARCHITECTURES, guests_package, hypervisor_package, target};
 use crate::progress::Step;
-use crate::setup::{self, ARM_TARGET, Need};
+use crate::setup::{self, Need};
 use crate::test::{self, Tally};
 use crate::{command, lint, size, workspace};
 
-/// Packages that exist on bare metal only, or there too.
-const BARE: [&str; 2] = ["bulkhead-aarch64", "bulkhead-test-guests"];
-
 /// Runs it all; a failure does not keep the rest from being looked at.
 pub(crate) fn run() -> anyhow::Result<()> {
-    setup::ensure(&[Need::Checks, Need::Emulator])?;
+    setup::ensure(&[Need::Checks, Need::Emulators])?;
     let tally = Tally::default();
     tally.check("format", || command::read(workspace::cargo("fmt").args(["--all", "--check"])).map(drop));
     tally.check("lints on the host", || clippy(&["--all-targets"]));
-    for package in BARE {
-        tally.check(&format!("lints of {package} on bare metal"), || {
-            clippy(&["--release", "--target", ARM_TARGET, "-p", package])
-        });
+    for architecture in ARCHITECTURES {
+        for package in [hypervisor_package(architecture), guests_package(architecture)] {
+            tally.check(&format!("lints of {package} on bare metal"), || {
+                clippy(&["--release", "--target", target(architecture), "-p", package])
+            });
+        }
     }
     tally.check("house rules", house_rules);
     if command::exists("cargo-deny") {

@@ -1,11 +1,14 @@
 //! The running emulator: its serial line taken apart into consoles, and one way to type into them.
 
+use std::fmt;
 use std::io::{Read, Write};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Instant;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::command;
 use crate::frames::{Demux, Piece};
@@ -13,12 +16,62 @@ use crate::frames::{Demux, Piece};
 /// The key before a command to Bulkhead's console: Ctrl-A.
 pub(crate) const ESCAPE: u8 = 0x01;
 
+/// Where keys go.
+pub(crate) type Input = Box<dyn Write + Send>;
+
 /// An emulator under way; it ends when this is dropped.
 pub(crate) struct Emulator {
     child: Child,
-    input: Option<ChildStdin>,
+    input: Option<Input>,
     output: Receiver<Vec<u8>>,
     demux: Demux,
+    /// Says why it ended, where its status does not.
+    explain: Option<Explain>,
+}
+
+/// Asked once the emulator has ended.
+pub(crate) type Explain = Box<dyn Fn() -> Ending + Send>;
+
+/// How an emulator ended: for a user's eyes, and with the status that `run` passes on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Ending {
+    code: u8,
+    text: String,
+}
+
+impl Ending {
+    /// The machine powered itself off.
+    pub(crate) fn good(text: impl Into<String>) -> Self {
+        Self { code: 0, text: text.into() }
+    }
+
+    /// Anything else.
+    pub(crate) fn bad(text: impl Into<String>) -> Self {
+        Self { code: 1, text: text.into() }
+    }
+
+    /// Whether the machine powered itself off.
+    pub(crate) fn is_good(&self) -> bool {
+        self.code == 0
+    }
+
+    /// For this tool's own exit.
+    pub(crate) fn code(&self) -> u8 {
+        self.code
+    }
+}
+
+impl From<ExitStatus> for Ending {
+    fn from(status: ExitStatus) -> Self {
+        let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+        Self { code, text: status.to_string() }
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
 }
 
 /// What came of waiting.
@@ -26,35 +79,56 @@ pub(crate) enum Event {
     /// Some consoles printed.
     Printed(Vec<Piece>),
     /// The emulator ended by itself.
-    Ended(ExitStatus),
+    Ended(Ending),
     /// Nothing happened in time.
     Late,
 }
 
 impl Emulator {
-    /// Starts the emulator; bytes before any frame belong to `first`.
+    /// Starts an emulator whose serial line is its standard input and output; bytes before any frame belong to `first`.
     pub(crate) fn start(mut command: Command, first: &str) -> anyhow::Result<Self> {
         // What the emulator itself complains about is shown as one more text on the line.
-        let (mut reader, writer) = std::io::pipe()?;
+        let (reader, writer) = std::io::pipe()?;
         command.stdin(Stdio::piped()).stdout(writer.try_clone()?).stderr(writer);
         let mut child = command.spawn().map_err(|error| command::cannot_start(&command, &error))?;
         // The command holds our copies of the pipe's other end: while they are open the line never ends.
         drop(command);
-        let (sender, output) = mpsc::channel();
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(count) = reader.read(&mut buffer) {
-                if count == 0 || sender.send(buffer[..count].to_vec()).is_err() {
-                    break;
-                }
-            }
-        });
-        let input = child.stdin.take();
-        Ok(Self { child, input, output, demux: Demux::new(first) })
+        let input = child.stdin.take().map(|input| Box::new(input) as Input);
+        Ok(Self { child, input, output: listen(reader), demux: Demux::new(first), explain: None })
     }
 
-    /// The emulator's standard input, for a thread that forwards keys.
-    pub(crate) fn take_input(&mut self) -> Option<ChildStdin> {
+    /// Starts an emulator whose serial line calls at `listener`; `explain` says why it ended.
+    pub(crate) fn start_on_socket(
+        mut command: Command,
+        listener: &TcpListener,
+        first: &str,
+        explain: Explain,
+    ) -> anyhow::Result<Self> {
+        let mut child = command.spawn().map_err(|error| command::cannot_start(&command, &error))?;
+        let line = match call(listener, &mut child) {
+            Ok(Some(line)) => line,
+            Ok(None) => bail!("the emulator ended at once ({})", explain()),
+            Err(error) => {
+                // Nobody else would end it.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error).context("the emulator's serial line cannot be heard");
+            }
+        };
+        // Each key goes by itself.
+        line.set_nodelay(true)?;
+        let input: Input = Box::new(line.try_clone()?);
+        Ok(Self {
+            child,
+            input: Some(input),
+            output: listen(line),
+            demux: Demux::new(first),
+            explain: Some(explain),
+        })
+    }
+
+    /// The emulator's serial line, for a thread that forwards keys.
+    pub(crate) fn take_input(&mut self) -> Option<Input> {
         self.input.take()
     }
 
@@ -86,7 +160,9 @@ impl Emulator {
                 return Ok(Event::Printed(pieces));
             }
             if has_ended {
-                return Ok(Event::Ended(self.child.wait()?));
+                let status = self.child.wait()?;
+                let ending = self.explain.as_ref().map_or_else(|| status.into(), |explain| explain());
+                return Ok(Event::Ended(ending));
             }
         }
     }
@@ -107,6 +183,34 @@ impl Emulator {
 impl Drop for Emulator {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// Passes on what is printed, from a thread of its own, until the line ends.
+fn listen(mut line: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
+    let (sender, output) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count) = line.read(&mut buffer) {
+            if count == 0 || sender.send(buffer[..count].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+    output
+}
+
+/// Waits for the emulator's call; `None` if it ended before.
+fn call(listener: &TcpListener, child: &mut Child) -> anyhow::Result<Option<TcpStream>> {
+    const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    loop {
+        let mut waiting = [PollFd::new(listener, PollFlags::IN)];
+        if poll(&mut waiting, Some(&LOOK_AGAIN))? > 0 {
+            return Ok(Some(listener.accept()?.0));
+        }
+        if child.try_wait()?.is_some() {
+            return Ok(None);
+        }
     }
 }
 
@@ -197,7 +301,16 @@ mod tests {
             heard.iter().filter(|piece| piece.console == name).flat_map(|piece| piece.bytes.clone()).collect()
         };
         assert_eq!((of("log"), of("vm")), (b"a".to_vec(), b"btyped".to_vec()));
-        assert_eq!(status.code(), Some(3));
+        assert_eq!(status.code(), 3);
+    }
+
+    #[test]
+    fn an_emulator_that_never_calls_says_why() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let explain: Explain = Box::new(|| Ending::bad("no disk"));
+        let outcome = Emulator::start_on_socket(Command::new("true"), &listener, "log", explain);
+        let error = outcome.err().unwrap().to_string();
+        assert_eq!(error, "the emulator ended at once (no disk)");
     }
 
     #[test]

@@ -7,13 +7,16 @@ use anyhow::bail;
 use crate::boot::{self, Under};
 use crate::console::Event;
 use crate::frames::LOG;
-use crate::machine::{Clock, CpuModel, Machine, Settings};
+use crate::machine::{Clock, Machine, Settings};
 use crate::scenario::transcript::Transcript;
 use crate::scenario::{DEFAULT_CPUS, DEFAULT_RAM};
 use crate::workspace;
 
-/// A small system, whose archive is damaged.
-const IMAGE: &str = "tests/images/guest-tap-basic";
+/// Small systems, whose archives are damaged, and the machines to boot them on.
+pub(crate) const SYSTEMS: [(&str, Machine); 2] = [
+    ("tests/images/guest-tap-basic", Machine::QemuVirt),
+    ("tests/images/guest-tap-x86-modes", Machine::QemuQ35Svm),
+];
 const LIMIT: Duration = Duration::from_secs(30);
 /// What Bulkhead says when it boots nothing.
 const REFUSAL: &str = "nothing is booted";
@@ -32,12 +35,12 @@ pub(crate) const KINDS: [(&str, Damage); 4] = [
 ];
 
 /// Boots a damaged archive and looks for the refusal.
-pub(crate) fn run(damage: Damage) -> anyhow::Result<()> {
-    let prepared = boot::prepare(&workspace::root().join(IMAGE), Under::Bulkhead)?;
+pub(crate) fn run(image: &str, machine: Machine, damage: Damage) -> anyhow::Result<()> {
+    let prepared = boot::prepare(&workspace::root().join(image), Under::Bulkhead)?;
     prepared.damage(damage)?;
     let settings = Settings {
-        machine: Machine::QemuVirt,
-        cpu: CpuModel::default(),
+        machine,
+        cpu: None,
         cpus: DEFAULT_CPUS,
         ram_bytes: DEFAULT_RAM,
         clock: Clock::Host,
@@ -52,12 +55,12 @@ pub(crate) fn run(damage: Damage) -> anyhow::Result<()> {
             Event::Late => {
                 bail!("the machine did not end within {} s\n{}", LIMIT.as_secs(), transcript.tail())
             }
-            Event::Ended(status) => {
+            Event::Ended(ending) => {
                 let log = transcript.text(LOG);
-                if status.success() && log.contains(REFUSAL) && !log.contains("panic") {
+                if ending.is_good() && log.contains(REFUSAL) && !log.contains("panic") {
                     return Ok(());
                 }
-                bail!("no refusal ({status})\n{}", transcript.tail());
+                bail!("no refusal ({ending})\n{}", transcript.tail());
             }
         }
     }

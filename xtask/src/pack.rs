@@ -4,16 +4,28 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use bulkhead::config::Size;
 use bulkhead::config::archive;
+use bulkhead::config::{Architecture, Size};
 use sha2::{Digest, Sha256};
 
+use crate::grub;
 use crate::system::{Loaded, summary};
 
 const HYPERVISOR: &str = "bulkhead.img";
-const ARCHIVE: &str = "system.archive";
+const ARCHIVE: &str = grub::ARCHIVE;
 const SCRIPT: &str = "boot.scr.txt";
+const MENU: &str = "grub.cfg";
 const NOTE: &str = "README.md";
+
+const UBOOT_NOTE: &str = "
+Bulkhead is entered like an arm64 Linux Image, at EL2, with the archive as its initial RAM disk:
+copy the files to a partition that U-Boot reads and run the script, or give them to an emulator as
+`-kernel bulkhead.img -initrd system.archive`.
+";
+const GRUB_NOTE: &str = "
+Bulkhead is entered by multiboot2, with the archive as its module: copy both files to /boot and add the entry of
+grub.cfg to your own, or give them to an emulator as `-kernel bulkhead.elf -initrd system.archive`.
+";
 
 /// U-Boot's own variables name the device that the script was read from and the addresses that the board has for
 /// kernel, RAM disk and device tree. The archive is used where it was loaded: `initrd_high` keeps it from being copied.
@@ -39,14 +51,15 @@ pub(crate) fn archive_bytes(loaded: &Loaded) -> Vec<u8> {
 pub(crate) fn pack(loaded: &Loaded, hypervisor: &Path, out: &Path) -> anyhow::Result<()> {
     let image = std::fs::read(hypervisor).with_context(|| format!("cannot read {}", hypervisor.display()))?;
     let archive = archive_bytes(loaded);
-    let note = note(loaded, &image, &archive);
+    let menu = grub::entry(&format!("Bulkhead: {}", loaded.name));
+    let (hypervisor, loader) = match loaded.system.arch {
+        Architecture::Aarch64 => (HYPERVISOR, (SCRIPT, UBOOT_SCRIPT)),
+        Architecture::X86_64 => (grub::HYPERVISOR, (MENU, menu.as_str())),
+    };
+    let note = note(loaded, hypervisor, &image, &archive);
     std::fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))?;
-    let files: [(&str, &[u8]); 4] = [
-        (HYPERVISOR, &image),
-        (ARCHIVE, &archive),
-        (SCRIPT, UBOOT_SCRIPT.as_bytes()),
-        (NOTE, note.as_bytes()),
-    ];
+    let files: [(&str, &[u8]); 4] =
+        [(hypervisor, &image), (ARCHIVE, &archive), (loader.0, loader.1.as_bytes()), (NOTE, note.as_bytes())];
     for (name, content) in files {
         let path = out.join(name);
         std::fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
@@ -55,11 +68,11 @@ pub(crate) fn pack(loaded: &Loaded, hypervisor: &Path, out: &Path) -> anyhow::Re
     Ok(())
 }
 
-fn note(loaded: &Loaded, image: &[u8], archive: &[u8]) -> String {
+fn note(loaded: &Loaded, hypervisor: &str, image: &[u8], archive: &[u8]) -> String {
     let mut text = format!("# {}\n\n{}\n\n", loaded.name, summary(loaded));
     text.push_str("| file | bytes | SHA-256 |\n|---|---|---|\n");
     let inside = loaded.files.iter().map(|(name, content)| (format!("in it: {name}"), content.as_slice()));
-    let rows = [(HYPERVISOR.to_owned(), image), (ARCHIVE.to_owned(), archive)].into_iter().chain(inside);
+    let rows = [(hypervisor.to_owned(), image), (ARCHIVE.to_owned(), archive)].into_iter().chain(inside);
     for (name, content) in rows {
         writeln!(text, "| {name} | {} | {:x} |", content.len(), Sha256::digest(content))
             .expect("a String takes all");
@@ -72,18 +85,17 @@ fn note(loaded: &Loaded, image: &[u8], archive: &[u8]) -> String {
         writeln!(text, "| {} | {} | {cpus} | {ram} | `{cmdline}` |", vm.name, vm.vcpus)
             .expect("a String takes all");
     }
-    text.push_str(
-        "\nBulkhead is entered like an arm64 Linux Image, at EL2, with the archive as its initial RAM disk:\n\
-         copy the files to a partition that U-Boot reads and run the script, or give them to an emulator as\n\
-         `-kernel bulkhead.img -initrd system.archive`.\n",
-    );
+    text.push_str(match loaded.system.arch {
+        Architecture::Aarch64 => UBOOT_NOTE,
+        Architecture::X86_64 => GRUB_NOTE,
+    });
     text
 }
 
 #[cfg(test)]
 mod tests {
     use bulkhead::config::archive::Archive;
-    use bulkhead::config::{Architecture, FileId, Kernel, KernelFormat, OnFault, System, Unmapped, Vm};
+    use bulkhead::config::{FileId, Kernel, KernelFormat, OnFault, System, Unmapped, Vm};
 
     use super::*;
 
@@ -102,6 +114,7 @@ mod tests {
             kernel,
             on_fault: OnFault::Stop,
             unmapped: Unmapped::Stop,
+            hypervisor_leaf: false,
             privileges: vec![],
         };
         Loaded {
@@ -133,6 +146,21 @@ mod tests {
         let digest = format!("{:x}", Sha256::digest(b"probe"));
         assert!(note.contains(&format!("| in it: probe.bin | 5 | {digest} |")), "{note}");
         assert!(note.contains("| one | 1 | all | 4 MiB | `a\\|b` |"), "{note}");
+    }
+
+    #[test]
+    fn a_pc_gets_an_elf_program_and_an_entry_for_its_menu() {
+        let folder = tempfile::tempdir().unwrap();
+        let hypervisor = folder.path().join("built");
+        std::fs::write(&hypervisor, b"hypervisor").unwrap();
+        let mut loaded = loaded();
+        loaded.system.arch = Architecture::X86_64;
+        pack(&loaded, &hypervisor, folder.path()).unwrap();
+        assert_eq!(std::fs::read(folder.path().join("bulkhead.elf")).unwrap(), b"hypervisor");
+        let menu = std::fs::read_to_string(folder.path().join(MENU)).unwrap();
+        assert!(menu.starts_with("menuentry \"Bulkhead: probe\" {"), "{menu}");
+        let note = std::fs::read_to_string(folder.path().join(NOTE)).unwrap();
+        assert!(note.contains("| bulkhead.elf | 10 |") && note.contains("by multiboot2"), "{note}");
     }
 
     #[test]

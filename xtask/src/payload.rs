@@ -18,34 +18,84 @@ use crate::{command, initramfs, workspace};
 /// What a `debian:` name stands for.
 struct Payload {
     name: &'static str,
-    /// Debian's package; for kernels, the one that depends on the newest.
+    /// Debian's package for Debian's name of the architecture; for kernels, the one that depends on the newest.
     package: fn(&str) -> String,
     /// The file inside, as tar knows it.
     inside: &'static str,
     /// What is made of the file.
     make: fn(Vec<u8>) -> anyhow::Result<Vec<u8>>,
+    /// Debian's name of the architecture, where it is not the system's own: a PC also runs what has 32 bits.
+    instead: Option<&'static str>,
 }
 
-const PAYLOADS: [Payload; 3] = [
+const KERNEL: &str = "./boot/vmlinuz-*";
+const BUSYBOX: &str = "./bin/busybox";
+
+const PAYLOADS: [Payload; 6] = [
     Payload {
         name: "linux-cloud",
         package: |debian| format!("linux-image-cloud-{debian}"),
-        inside: "./boot/vmlinuz-*",
+        inside: KERNEL,
         make: Ok,
+        instead: None,
     },
     Payload {
         name: "linux-rt",
         package: |debian| format!("linux-image-rt-{debian}"),
-        inside: "./boot/vmlinuz-*",
+        inside: KERNEL,
         make: Ok,
+        instead: None,
+    },
+    Payload {
+        name: "linux",
+        package: |debian| format!("linux-image-{debian}"),
+        inside: KERNEL,
+        make: Ok,
+        instead: None,
+    },
+    Payload {
+        name: "linux-i386",
+        package: |_| "linux-image-686-pae".to_owned(),
+        inside: KERNEL,
+        make: Ok,
+        instead: Some("i386"),
     },
     Payload {
         name: "busybox-initrd",
         package: |_| "busybox-static".to_owned(),
-        inside: "./bin/busybox",
+        inside: BUSYBOX,
         make: |busybox| initramfs::build(&busybox),
+        instead: None,
+    },
+    Payload {
+        name: "busybox-initrd-i386",
+        package: |_| "busybox-static".to_owned(),
+        inside: BUSYBOX,
+        make: |busybox| initramfs::build(&busybox),
+        instead: Some("i386"),
     },
 ];
+
+impl Payload {
+    /// Debian's name of the architecture that it is for.
+    fn debian(&self, architecture: Architecture) -> &'static str {
+        self.instead.unwrap_or(match architecture {
+            Architecture::Aarch64 => "arm64",
+            Architecture::X86_64 => "amd64",
+        })
+    }
+
+    /// Whether a machine of that architecture can run it.
+    fn is_for(&self, architecture: Architecture) -> bool {
+        self.instead.is_none() || architecture == Architecture::X86_64
+    }
+}
+
+/// The names of what exists for an architecture.
+pub(crate) fn names(architecture: Architecture) -> Vec<&'static str> {
+    let known = PAYLOADS.iter().filter(|payload| payload.is_for(architecture));
+    known.map(|payload| payload.name).collect()
+}
 
 /// One at a time: two threads must not fetch the same.
 static FETCHING: Mutex<()> = Mutex::new(());
@@ -53,11 +103,12 @@ static FETCHING: Mutex<()> = Mutex::new(());
 /// The file that a `debian:` name stands for, fetched if it is not there yet.
 pub(crate) fn resolve(name: &str, architecture: Architecture) -> anyhow::Result<PathBuf> {
     let short = name.strip_prefix("debian:").unwrap_or(name);
-    let Some(payload) = PAYLOADS.iter().find(|payload| payload.name == short) else {
-        let known = PAYLOADS.map(|payload| format!("debian:{}", payload.name)).join(", ");
-        bail!("no payload is called `debian:{short}`: choose one of {known}");
+    let mut payloads = PAYLOADS.iter().filter(|payload| payload.is_for(architecture));
+    let Some(payload) = payloads.find(|payload| payload.name == short) else {
+        let known = names(architecture).join(", debian:");
+        bail!("no payload for {architecture} is called `debian:{short}`: choose one of debian:{known}");
     };
-    let debian = debian_name(architecture);
+    let debian = payload.debian(architecture);
     let folder = workspace::folder(&format!("payload/{debian}"))?;
     let _guard = FETCHING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let archive = match cached(&folder, short) {
@@ -81,16 +132,14 @@ pub(crate) fn resolve(name: &str, architecture: Architecture) -> anyhow::Result<
 
 /// Everything that was fetched, one line each: name, package with version, checksum.
 pub(crate) fn describe_all(architecture: Architecture) -> anyhow::Result<Vec<String>> {
-    let folder = workspace::folder(&format!("payload/{}", debian_name(architecture)))?;
-    let archives = PAYLOADS.iter().filter_map(|payload| Some((payload.name, cached(&folder, payload.name)?)));
-    archives.map(|(name, archive)| describe(name, &archive)).collect()
-}
-
-fn debian_name(architecture: Architecture) -> &'static str {
-    match architecture {
-        Architecture::Aarch64 => "arm64",
-        Architecture::X86_64 => "amd64",
+    let mut lines = Vec::new();
+    for payload in PAYLOADS.iter().filter(|payload| payload.is_for(architecture)) {
+        let folder = workspace::folder(&format!("payload/{}", payload.debian(architecture)))?;
+        if let Some(archive) = cached(&folder, payload.name) {
+            lines.push(describe(payload.name, &archive)?);
+        }
     }
+    Ok(lines)
 }
 
 /// The package that an earlier run fetched for this name.
@@ -108,7 +157,13 @@ fn download(folder: &Path, package: &str, name: &str, debian: &str) -> anyhow::R
         );
     }
     let apt = Apt::configure(Purpose::Foreign(debian))?;
-    apt.update()?;
+    if let Err(error) = apt.update() {
+        // One of the archives may be out of step with itself for hours. What did arrive is verified all the same.
+        if apt.candidate(package)?.is_none() {
+            return Err(error);
+        }
+        println!("{error:#}: going on with the lists that are there");
+    }
     let package = real_package(&apt, package)?;
     let _step = Step::start(format!("fetching {package} for {debian}"));
     let uris = command::read(apt.command("apt-get").args(["download", "--print-uris", &package]))?;
@@ -156,7 +211,7 @@ fn extract(archive: &Path, inside: &str) -> anyhow::Result<Vec<u8>> {
 
 /// What the made file depends on: the package, and for the initial RAM disk also what we put in.
 fn made_of_text(archive: &Path, payload: &Payload) -> anyhow::Result<String> {
-    let recipe = if payload.name == "busybox-initrd" { initramfs::recipe() } else { String::new() };
+    let recipe = if payload.inside == BUSYBOX { initramfs::recipe() } else { String::new() };
     let name = archive.file_name().unwrap_or_default().to_string_lossy();
     Ok(format!("{name}\n{}\n", hex(&Sha256::digest(recipe.as_bytes()))))
 }
@@ -189,6 +244,14 @@ mod tests {
         assert_eq!(file_name(uris), Some("busybox-static_1%3a1.35.0-4_arm64.deb"));
         assert_eq!(file_name("'x' ../../escape 1 h\n"), None);
         assert_eq!(file_name(""), None);
+    }
+
+    #[test]
+    fn what_has_32_bits_is_for_pcs_only() {
+        assert!(names(Architecture::X86_64).contains(&"linux-i386"));
+        assert!(!names(Architecture::Aarch64).contains(&"linux-i386"));
+        assert_eq!(PAYLOADS[3].debian(Architecture::X86_64), "i386");
+        assert_eq!((PAYLOADS[3].package)("amd64"), "linux-image-686-pae");
     }
 
     #[test]

@@ -4,25 +4,30 @@
 //! emulator.
 
 use std::io::{IsTerminal, Read, Write};
-use std::process::{ChildStdin, ExitCode, ExitStatus};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Pid, Signal};
 use rustix::termios::{self, OptionalActions, Termios};
 
-use crate::boot::{self, Under};
-use crate::console::{ESCAPE, Emulator, Event, Screen};
-use crate::machine::Settings;
-use crate::setup::{self, Need};
+use bulkhead::config::Architecture;
 
-/// Boots the system in `image` and stays until the machine ends.
-pub(crate) fn run(image: &str, settings: &Settings) -> anyhow::Result<ExitCode> {
+use crate::boot::{self, Under};
+use crate::console::{ESCAPE, Emulator, Ending, Event, Input, Screen};
+use crate::machine::Settings;
+use crate::setup;
+
+/// Boots the system in `image`, on the machine that `dress` chooses for its architecture, and stays until the machine ends.
+pub(crate) fn run(
+    image: &str,
+    dress: impl FnOnce(Architecture) -> anyhow::Result<Settings>,
+) -> anyhow::Result<ExitCode> {
     let folder = boot::image_folder(image)?;
-    setup::ensure(&[Need::Emulator])?;
+    setup::ensure(&[])?;
     let prepared = boot::prepare(&folder, Under::Bulkhead)?;
     let vms = prepared.vm_names();
-    let mut emulator = prepared.start(settings)?;
+    let mut emulator = prepared.start(&dress(prepared.architecture())?)?;
     if std::io::stdin().is_terminal() {
         eprintln!("Ctrl-A x ends the machine, Ctrl-A ? lists the other keys.");
     }
@@ -33,15 +38,18 @@ pub(crate) fn run(image: &str, settings: &Settings) -> anyhow::Result<ExitCode> 
         let ended_by_key = Arc::clone(&ended_by_key);
         std::thread::spawn(move || forward_keys(input, process, &ended_by_key));
     }
-    let status = show(&mut emulator, Screen::new(only), &mut std::io::stdout())?;
+    let ending = show(&mut emulator, Screen::new(only), &mut std::io::stdout())?;
     if ended_by_key.load(Ordering::Acquire) {
         return Ok(ExitCode::SUCCESS);
     }
-    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+    if !ending.is_good() {
+        eprintln!("the machine ended, but not well ({ending})");
+    }
+    Ok(ExitCode::from(ending.code()))
 }
 
 /// Shows what the machine prints until it ends.
-fn show(emulator: &mut Emulator, mut screen: Screen, output: &mut impl Write) -> anyhow::Result<ExitStatus> {
+fn show(emulator: &mut Emulator, mut screen: Screen, output: &mut impl Write) -> anyhow::Result<Ending> {
     loop {
         match emulator.wait(None)? {
             Event::Printed(pieces) => {
@@ -50,14 +58,14 @@ fn show(emulator: &mut Emulator, mut screen: Screen, output: &mut impl Write) ->
                 }
                 output.flush()?;
             }
-            Event::Ended(status) => return Ok(status),
+            Event::Ended(ending) => return Ok(ending),
             Event::Late => {}
         }
     }
 }
 
 /// Runs until the input or the machine ends. The end of the input leaves the machine running.
-fn forward_keys(mut machine: ChildStdin, process: Pid, ended_by_key: &AtomicBool) {
+fn forward_keys(mut machine: Input, process: Pid, ended_by_key: &AtomicBool) {
     let mut keys = Keys::default();
     let mut buffer = [0; 256];
     while let Ok(count) = std::io::stdin().read(&mut buffer) {
@@ -150,7 +158,7 @@ mod tests {
         command.args(["-c", "echo early; exit 7"]);
         let mut emulator = Emulator::start(command, "log").unwrap();
         let mut shown = Vec::new();
-        let status = show(&mut emulator, Screen::new(None), &mut shown).unwrap();
-        assert_eq!((status.code(), shown.as_slice()), (Some(7), &b"[log] early\n"[..]));
+        let ending = show(&mut emulator, Screen::new(None), &mut shown).unwrap();
+        assert_eq!((ending.code(), shown.as_slice()), (7, &b"[log] early\n"[..]));
     }
 }

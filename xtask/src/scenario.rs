@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use crate::boot::{self, Under};
-use crate::console::{self, Emulator, Event};
+use crate::console::{self, Emulator, Ending, Event};
 use crate::frames::LOG;
-use crate::machine::Settings;
-use crate::setup::{self, Need};
-use crate::workspace;
+use crate::machine::{Machine, Settings};
+use crate::{setup, workspace};
 
 pub(crate) mod file;
 pub(crate) mod transcript;
@@ -28,7 +27,7 @@ pub(crate) type Teller<'a> = &'a mut dyn FnMut(&str);
 
 /// `cargo xtask scenario FILE...`
 pub(crate) fn run(files: &[PathBuf], log: Option<&Path>) -> anyhow::Result<()> {
-    setup::ensure(&[Need::Emulator])?;
+    setup::ensure(&[])?;
     let mut failed = 0;
     for path in files {
         println!("scenario {}", path.display());
@@ -89,7 +88,7 @@ pub(crate) fn play(scenario: &Scenario, tell: Teller<'_>) -> anyhow::Result<Play
     let prepared = boot::prepare(&scenario.image, scenario.under)?;
     let vms = prepared.vm_names();
     check_consoles(scenario, &vms)?;
-    let emulator = prepared.start(&settings(scenario, &prepared.loaded.system.vms[0]))?;
+    let emulator = prepared.start(&settings(scenario, &prepared.loaded.system))?;
     let mut play = Play {
         emulator,
         vms,
@@ -104,13 +103,14 @@ pub(crate) fn play(scenario: &Scenario, tell: Teller<'_>) -> anyhow::Result<Play
     Ok(Played { transcript: play.transcript, failure })
 }
 
-fn settings(scenario: &Scenario, vm: &bulkhead::config::Vm) -> Settings {
+fn settings(scenario: &Scenario, system: &bulkhead::config::System) -> Settings {
+    let vm = &system.vms[0];
     let (cpus, ram_bytes) = match scenario.under {
         Under::Bulkhead => (DEFAULT_CPUS, DEFAULT_RAM),
         Under::Nothing => (vm.vcpus, vm.ram_bytes),
     };
     Settings {
-        machine: scenario.machine,
+        machine: scenario.machine.unwrap_or_else(|| Machine::default_for(system.arch, scenario.clock)),
         cpu: scenario.cpu,
         cpus: scenario.cpus.unwrap_or(cpus),
         ram_bytes: scenario.ram_bytes.unwrap_or(ram_bytes),
@@ -176,8 +176,8 @@ impl Play {
             }
             Action::Expect(pattern) => {
                 while !self.transcript.expect(&console, pattern) {
-                    if let Some(status) = self.listen()? {
-                        bail!("the machine ended before ({status})");
+                    if let Some(ending) = self.listen()? {
+                        bail!("the machine ended before ({ending})");
                     }
                 }
                 Ok(())
@@ -202,8 +202,8 @@ impl Play {
         loop {
             match self.listen().context("the machine did not power off")? {
                 None => {}
-                Some(status) if status.success() => return Ok(()),
-                Some(status) => bail!("the machine ended, but not well ({status})"),
+                Some(ending) if ending.is_good() => return Ok(()),
+                Some(ending) => bail!("the machine ended, but not well ({ending})"),
             }
         }
     }
@@ -219,21 +219,21 @@ impl Play {
                         return Ok(());
                     }
                 }
-                Event::Ended(status) => bail!("the machine ended ({status}), but was to run on"),
+                Event::Ended(ending) => bail!("the machine ended ({ending}), but was to run on"),
                 Event::Late => return Ok(()),
             }
         }
     }
 
     /// Waits for more; gives the status if the machine ended.
-    fn listen(&mut self) -> anyhow::Result<Option<std::process::ExitStatus>> {
+    fn listen(&mut self) -> anyhow::Result<Option<Ending>> {
         match self.emulator.wait(Some(self.deadline))? {
             Event::Printed(pieces) => {
                 self.transcript.add(pieces);
                 self.check_rejected()?;
                 Ok(None)
             }
-            Event::Ended(status) => Ok(Some(status)),
+            Event::Ended(ending) => Ok(Some(ending)),
             Event::Late => bail!("not within the limit of {} s", self.limit.as_secs()),
         }
     }

@@ -24,7 +24,20 @@ mod tests {
         let vm = &schema["$defs"]["VmTable"];
         assert_eq!(vm["additionalProperties"], false);
         let keys: Vec<&String> = vm["properties"].as_object().unwrap().keys().collect();
-        assert_eq!(keys, ["cpus", "kernel", "name", "on-fault", "privileges", "ram", "unmapped", "vcpus"]);
+        assert_eq!(
+            keys,
+            [
+                "cpus",
+                "hypervisor-leaf",
+                "kernel",
+                "name",
+                "on-fault",
+                "privileges",
+                "ram",
+                "unmapped",
+                "vcpus"
+            ]
+        );
         assert_eq!(vm["required"], serde_json::json!(["name", "vcpus", "ram", "kernel"]));
     }
 }

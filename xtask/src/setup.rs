@@ -1,36 +1,48 @@
-//! What this machine needs to build and boot Bulkhead: found, or installed where we may, or asked for in one line.
+//! What this computer needs to build and boot Bulkhead: found, or installed where we may, or asked for in one line.
 
+use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
 
 use anyhow::bail;
+use bulkhead::config::Architecture;
 
 use crate::apt::{self, Apt, Purpose};
+use crate::build::{ARCHITECTURES, target};
+use crate::machine::{Machine, bochs, qemu};
 use crate::progress::Step;
 use crate::{command, workspace};
 
-/// The oldest emulator whose machines have everything that the tests look for.
+/// The oldest QEMU whose machines have everything that the tests look for.
 const OLDEST_QEMU: (u32, u32) = (8, 0);
-/// The target that hypervisor and test guests are built for.
-pub(crate) const ARM_TARGET: &str = "aarch64-unknown-none-softfloat";
+/// Bochs, the firmware that it starts, its text screen, and what makes the disk that it boots from.
+const BOCHS_PACKAGES: [&str; 8] =
+    ["bochs", "bochsbios", "vgabios", "bochs-term", "grub-pc-bin", "grub-common", "xorriso", "mtools"];
+/// GRUB's modules for a PC's BIOS.
+const GRUB_MODULES: &str = "/usr/lib/grub/i386-pc/multiboot2.mod";
 
 /// What is needed beyond the bare-metal compiler.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
     /// Formatter and linter.
     Checks,
-    /// The emulator.
-    Emulator,
+    /// Every emulator.
+    Emulators,
 }
 
 /// `cargo xtask setup`: everything, with a line for each thing.
 pub(crate) fn run() -> anyhow::Result<()> {
     compiler()?;
-    println!("Rust for {ARM_TARGET}: ready");
+    println!("Rust for {}: ready", ARCHITECTURES.map(target).join(", "));
     checks()?;
     println!("rustfmt and clippy: ready");
     linker()?;
     println!("cc: ready");
-    println!("qemu-system-aarch64 {}: ready", emulator()?);
+    for architecture in ARCHITECTURES {
+        println!("{} {}: ready", qemu::program(architecture), newest_qemu(architecture)?);
+    }
+    ensure_bochs()?;
+    println!("{} and {}: ready", bochs::PROGRAM, bochs::MAKE_DISK);
     Ok(())
 }
 
@@ -40,30 +52,54 @@ pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<()> {
     for need in needs {
         match need {
             Need::Checks => checks()?,
-            Need::Emulator => drop(emulator()?),
+            Need::Emulators => {
+                [Machine::QemuVirt, Machine::QemuQ35Svm, Machine::BochsVmx]
+                    .into_iter()
+                    .try_for_each(emulator)?;
+            }
         }
     }
     Ok(())
 }
 
+/// The emulator of one machine. A run looks once.
+pub(crate) fn emulator(machine: Machine) -> anyhow::Result<()> {
+    static FOUND: Mutex<Vec<Machine>> = Mutex::new(Vec::new());
+    let mut found = FOUND.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if found.contains(&machine) {
+        return Ok(());
+    }
+    match machine {
+        Machine::BochsVmx => ensure_bochs()?,
+        _ => drop(newest_qemu(machine.architecture())?),
+    }
+    found.push(machine);
+    Ok(())
+}
+
 /// Without its target, the compiler only says that it cannot find `core` (E0463).
 fn compiler() -> anyhow::Result<()> {
-    let installed = || -> anyhow::Result<bool> {
-        let mut ask = Command::new("rustc");
-        ask.current_dir(workspace::root()).args(["--print", "target-libdir", "--target", ARM_TARGET]);
-        Ok(std::path::Path::new(command::read(&mut ask)?.trim()).is_dir())
+    let missing = || -> anyhow::Result<Option<&str>> {
+        for target in ARCHITECTURES.map(target) {
+            let mut ask = Command::new("rustc");
+            ask.current_dir(workspace::root()).args(["--print", "target-libdir", "--target", target]);
+            if !Path::new(command::read(&mut ask)?.trim()).is_dir() {
+                return Ok(Some(target));
+            }
+        }
+        Ok(None)
     };
-    if installed()? {
+    if missing()?.is_none() {
         return Ok(());
     }
     toolchain()?;
-    if !installed()? {
-        bail!(
-            "Rust has no target {ARM_TARGET}: run `rustup target add {ARM_TARGET}` in {}",
+    match missing()? {
+        None => Ok(()),
+        Some(target) => bail!(
+            "Rust has no target {target}: run `rustup target add {target}` in {}",
             workspace::root().display()
-        );
+        ),
     }
-    Ok(())
 }
 
 fn checks() -> anyhow::Result<()> {
@@ -97,23 +133,28 @@ fn linker() -> anyhow::Result<()> {
     install(&apt, &["gcc", "libc6-dev"], None)
 }
 
-/// The emulator's version, after installing it where it is missing or too old.
-fn emulator() -> anyhow::Result<String> {
-    if let Some(version) = installed_qemu().filter(|version| is_recent(version)) {
+/// QEMU's version, after installing it where it is missing or too old.
+fn newest_qemu(architecture: Architecture) -> anyhow::Result<String> {
+    if let Some(version) = installed_qemu(architecture).filter(|version| is_recent(version)) {
         return Ok(version);
     }
+    let package = match architecture {
+        Architecture::Aarch64 => "qemu-system-arm",
+        Architecture::X86_64 => "qemu-system-x86",
+    };
     let apt = Apt::configure(Purpose::Host { backports: false })?;
     apt.update()?;
-    let packages = ["qemu-system-arm", "ca-certificates"];
-    if apt.candidate("qemu-system-arm")?.is_some_and(|version| is_recent(&version)) {
+    let packages = [package, "ca-certificates"];
+    if apt.candidate(package)?.is_some_and(|version| is_recent(&version)) {
         install(&apt, &packages, None)?;
     } else {
         install_backport(&packages)?;
     }
-    match installed_qemu() {
+    match installed_qemu(architecture) {
         Some(version) if is_recent(&version) => Ok(version),
         _ => bail!(
-            "qemu-system-aarch64 {}.{} or newer is needed: install it by hand",
+            "{} {}.{} or newer is needed: install it by hand",
+            qemu::program(architecture),
             OLDEST_QEMU.0,
             OLDEST_QEMU.1
         ),
@@ -125,7 +166,8 @@ fn install_backport(packages: &[&str]) -> anyhow::Result<()> {
     let release = apt::release().filter(|release| release.id == "debian");
     let Some(release) = release else {
         bail!(
-            "this system's qemu-system-arm is older than {}.{}: install a newer one",
+            "this system's {} is older than {}.{}: install a newer one",
+            packages[0],
             OLDEST_QEMU.0,
             OLDEST_QEMU.1
         );
@@ -133,6 +175,30 @@ fn install_backport(packages: &[&str]) -> anyhow::Result<()> {
     let apt = Apt::configure(Purpose::Host { backports: true })?;
     apt.update()?;
     install(&apt, packages, Some(&format!("{}-backports", release.codename)))
+}
+
+/// Bochs and what makes its disk, installed where any of it is missing. Every release's version will do.
+fn ensure_bochs() -> anyhow::Result<()> {
+    let Some(missing) = missing_for_bochs() else { return Ok(()) };
+    if std::env::consts::ARCH != "x86_64" {
+        bail!("{missing} is missing: machine bochs-vmx needs an x86_64 host");
+    }
+    let apt = Apt::configure(Purpose::Host { backports: false })?;
+    apt.update()?;
+    install(&apt, &BOCHS_PACKAGES, None)?;
+    match missing_for_bochs() {
+        None => Ok(()),
+        Some(missing) => bail!("{missing} is still missing: install it by hand"),
+    }
+}
+
+/// The first thing that Bochs needs and that is not there.
+fn missing_for_bochs() -> Option<&'static str> {
+    // xorriso and mtools are what grub-mkrescue calls; it says so only when it runs.
+    let programs = [bochs::PROGRAM, bochs::MAKE_DISK, "xorriso", "mformat"];
+    let files = [bochs::FIRMWARE[0], bochs::FIRMWARE[1], GRUB_MODULES];
+    let program = programs.into_iter().find(|program| !command::exists(program));
+    program.or_else(|| files.into_iter().find(|file| !Path::new(file).is_file()))
 }
 
 /// Installs packages whose lists have been read.
@@ -152,8 +218,8 @@ fn install(apt: &Apt, packages: &[&str], suite: Option<&str>) -> anyhow::Result<
     Ok(())
 }
 
-fn installed_qemu() -> Option<String> {
-    let text = command::read(Command::new("qemu-system-aarch64").arg("--version")).ok()?;
+fn installed_qemu(architecture: Architecture) -> Option<String> {
+    let text = command::read(Command::new(qemu::program(architecture)).arg("--version")).ok()?;
     Some(text.split("version ").nth(1)?.split_whitespace().next()?.to_owned())
 }
 

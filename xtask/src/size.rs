@@ -3,26 +3,38 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use bulkhead::config::Architecture;
 use object::{Object, ObjectSection, SectionKind};
 
+use crate::build::{self, ARCHITECTURES};
 use crate::source::{self, Line, Unsafe};
-use crate::{build, setup, workspace};
+use crate::{setup, workspace};
 
 /// What a crate is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
-    /// Runs in the hypervisor.
+    /// Runs in every hypervisor.
     Trusted,
+    /// Runs in that of one architecture.
+    TrustedOn(Architecture),
     /// Never does.
     Tool,
 }
 
-const CRATES: [(&str, &str, Role); 6] = [
+impl Role {
+    fn is_trusted_on(self, architecture: Architecture) -> bool {
+        self == Self::Trusted || self == Self::TrustedOn(architecture)
+    }
+}
+
+const CRATES: [(&str, &str, Role); 8] = [
     ("bulkhead", "src", Role::Trusted),
     ("bulkhead-vdev", "vdev/src", Role::Trusted),
     ("bulkhead-firmware-stubs", "firmware-stubs/src", Role::Trusted),
-    ("bulkhead-aarch64", "arch/aarch64/src", Role::Trusted),
+    ("bulkhead-aarch64", "arch/aarch64/src", Role::TrustedOn(Architecture::Aarch64)),
+    ("bulkhead-x86_64", "arch/x86_64/src", Role::TrustedOn(Architecture::X86_64)),
     ("bulkhead-test-guests", "tests/guests/src", Role::Tool),
+    ("bulkhead-test-guests-x86", "tests/guests-x86/src", Role::Tool),
     ("xtask", "xtask/src", Role::Tool),
 ];
 
@@ -57,18 +69,24 @@ pub(crate) fn run() -> anyhow::Result<()> {
         "{:<26} {:>8} {:>8} {:>8} {:>12} {:>14}",
         "crate", "code", "tests", "unsafe", "no SAFETY", "unsafe lines"
     );
-    let mut trusted = Figures::default();
+    let mut trusted = ARCHITECTURES.map(|architecture| (architecture, Figures::default()));
     for (name, folder, role) in CRATES {
         let figures = count_folder(&workspace::root().join(folder))?;
         row(name, figures);
-        if role == Role::Trusted {
-            trusted += figures;
+        for (architecture, sum) in &mut trusted {
+            if role.is_trusted_on(*architecture) {
+                *sum += figures;
+            }
         }
     }
-    row("trusted base", trusted);
+    for (architecture, sum) in trusted {
+        row(&format!("trusted base, {architecture}"), sum);
+    }
     setup::ensure(&[])?;
-    build::hypervisor()?;
-    println!("{}", bytes(&build::hypervisor_elf())?);
+    for architecture in ARCHITECTURES {
+        build::hypervisor(architecture)?;
+        println!("{architecture}: {}", bytes(&build::hypervisor_elf(architecture))?);
+    }
     Ok(())
 }
 

@@ -10,11 +10,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
-use bulkhead::config::check::{Limits, MAX_CPUS, RAM_RESERVE, check as check_rules};
+use bulkhead::config::check::{Limits, MAX_CPUS, check as check_rules};
 use bulkhead::config::problem::{Field, Place, Problem};
 use bulkhead::config::{Architecture, FileId, Kernel, KernelFormat, Size, System, Vm};
-use bulkhead_firmware_stubs::placement::{Extent, Request};
-use bulkhead_vdev::virt;
 use toml::Spanned;
 
 use crate::problem::{Mistake, Reported};
@@ -127,6 +125,7 @@ fn compile_vm(vm: &VmTable, files: &mut Files<'_>, mistakes: &mut Vec<Mistake>) 
         kernel: compile_kernel(&vm.kernel, files, mistakes),
         on_fault: vm.on_fault.into(),
         unmapped: vm.unmapped.into(),
+        hypervisor_leaf: vm.hypervisor_leaf.as_ref().is_some_and(|leaf| *leaf.get_ref()),
         privileges: vm.privileges.iter().copied().map(Into::into).collect(),
     }
 }
@@ -147,7 +146,8 @@ fn compile_kernel(
     let initrd = kernel.initrd.as_ref().map(&mut file);
     let format = compile_format(table, id, files).unwrap_or_else(|mistake| {
         mistakes.push(mistake);
-        KernelFormat::Arm64Image
+        // One that no rule refuses, so that nothing more is said about it.
+        KernelFormat::Flat { load: 0, entry: 0 }
     });
     let cmdline = kernel.cmdline.as_ref().map(|cmdline| cmdline.get_ref().clone()).unwrap_or_default();
     Kernel { format, file: id, initrd, cmdline }
@@ -164,7 +164,7 @@ fn compile_format(
             return Err(Mistake::new(
                 format.span(),
                 "a flat kernel does not say where it belongs",
-                "add `load = 0x4000_0000` or another address of the VM's RAM",
+                format_args!("add `load = {}` or another address of the VM's RAM", files.usual_load()),
             ));
         };
         let entry = kernel.entry.as_ref().unwrap_or(load);
@@ -177,10 +177,7 @@ fn compile_format(
             "leave it out or add `format = \"flat\"`",
         ));
     }
-    if id != Files::UNKNOWN {
-        files.check_image(id, kernel.file.span())?;
-    }
-    Ok(KernelFormat::Arm64Image)
+    files.recognise(id, kernel.file.span())
 }
 
 /// Whether a problem may only come from a file that could not be got.
@@ -208,22 +205,15 @@ fn span(place: Place, tables: &SystemTable) -> Range<usize> {
         Field::Cmdline => kernel.cmdline.as_ref().map(Spanned::span),
         Field::Load => kernel.load.as_ref().map(Spanned::span),
         Field::Entry => kernel.entry.as_ref().or(kernel.load.as_ref()).map(Spanned::span),
+        Field::HypervisorLeaf => vm.hypervisor_leaf.as_ref().map(Spanned::span),
     };
     optional.unwrap_or_else(|| vm.kernel.span())
 }
 
-/// VMs in whose RAM the running kernel, its RAM disk and the device tree find no place: the kernel's header has a
-/// say in it, which the core's rules do not see.
+/// VMs whose files find no place in their RAM.
 fn places(tables: &SystemTable, system: &System, files: &Files<'_>) -> Vec<Mistake> {
     let misfit = |(table, vm): (&Spanned<VmTable>, &Vm)| {
-        let request = Request {
-            ram: Extent { start: virt::RAM, bytes: vm.ram_bytes },
-            kernel: files.extent(&vm.kernel)?,
-            initrd_bytes: vm.kernel.initrd.map(|id| files.length(id)),
-            device_tree_bytes: RAM_RESERVE,
-        };
-        let error = request.place().err()?;
-        Some(Mistake::told(table.get_ref().ram.span(), error))
+        files.misfit(vm).map(|line| Mistake::told(table.get_ref().ram.span(), line))
     };
     tables.vm.iter().zip(&system.vms).filter_map(misfit).collect()
 }
@@ -243,14 +233,40 @@ mod tests {
         bytes
     }
 
-    /// Loads a system whose one VM has these keys; `Image`, `initrd` and `noise` are files beside it.
+    /// A Linux kernel for PCs that wants to be at 16 MiB.
+    fn bz_image(init_size: u32) -> Vec<u8> {
+        let mut bytes = vec![0; KERNEL_BYTES];
+        bytes[0x1f1] = 1;
+        bytes[0x1f4..0x1f8].copy_from_slice(&16_u32.to_le_bytes());
+        bytes[0x201] = 0x66;
+        bytes[0x202..0x206].copy_from_slice(b"HdrS");
+        bytes[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());
+        bytes[0x211] = 1;
+        bytes[0x22c..0x230].copy_from_slice(&u32::MAX.to_le_bytes());
+        bytes[0x238..0x23c].copy_from_slice(&2047_u32.to_le_bytes());
+        bytes[0x258..0x260].copy_from_slice(&(16_u64 << 20).to_le_bytes());
+        bytes[0x260..0x264].copy_from_slice(&init_size.to_le_bytes());
+        bytes
+    }
+
+    /// A multiboot kernel whose header has addresses.
+    fn multiboot() -> Vec<u8> {
+        let (magic, flags) = (0x1bad_b002_u32, 1_u32 << 16);
+        let checksum = 0_u32.wrapping_sub(magic).wrapping_sub(flags);
+        let at = 0x10_0000_u32;
+        [magic, flags, checksum, at, at, 0, 0, at].iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// Loads a system whose one VM has these keys; `Image`, `bzImage`, `initrd` and `noise` are files beside it.
     fn load_vm(keys: &str) -> Result<Loaded, String> {
         load_text(&format!("arch = \"aarch64\"\n[[vm]]\n{keys}\n"))
     }
 
     fn load_text(text: &str) -> Result<Loaded, String> {
         let folder = tempfile::tempdir().unwrap();
-        let files: [(&str, &[u8]); 5] = [
+        let files: [(&str, &[u8]); 7] = [
+            ("bzImage", &bz_image(8 << 20)),
+            ("multiboot", &multiboot()),
             (FILE_NAME, text.as_bytes()),
             ("Image", &arm64_image(16 << 20)),
             ("initrd", b"070701"),
@@ -381,15 +397,52 @@ mod tests {
         assert_eq!(line, "system.toml:1:8: the system has no VM; describe one in a [[vm]] table");
     }
 
+    /// Loads a system for a PC whose one VM has this kernel and these other keys.
+    fn load_pc(kernel: &str, keys: &str) -> Result<Loaded, String> {
+        load_text(&format!("arch = \"x86_64\"\n[[vm]]\n{ONE}kernel = {kernel}\n{keys}\n"))
+    }
+
     #[test]
-    fn an_architecture_without_back_end_is_refused() {
-        let line = load_text(
-            "arch = \"x86_64\"\n[[vm]]\nname = \"one\"\nvcpus = 1\nram = \"64 MiB\"\nkernel = { file = \"noise\" }\n",
-        );
+    fn a_kernel_for_a_pc_is_recognised_by_its_content() {
+        for (file, format) in [("bzImage", KernelFormat::BzImage), ("multiboot", KernelFormat::Multiboot)] {
+            let loaded = load_pc(&format!("{{ file = \"{file}\", initrd = \"initrd\" }}"), "").unwrap();
+            assert_eq!(loaded.system.arch, Architecture::X86_64);
+            assert_eq!(loaded.system.vms[0].kernel.format, format);
+            assert!(!loaded.system.vms[0].hypervisor_leaf);
+        }
+        let flat = "{ file = \"noise\", format = \"flat\", load = 0x7000 }";
+        let vm = &load_pc(flat, "hypervisor-leaf = true").unwrap().system.vms[0];
+        assert_eq!(vm.kernel.format, KernelFormat::Flat { load: 0x7000, entry: 0x7000 });
+        assert!(vm.hypervisor_leaf);
+    }
+
+    #[test]
+    fn what_a_pc_does_not_boot_is_told_at_its_line() {
+        let said = |file: &str| load_pc(&format!("{{ file = \"{file}\" }}"), "").unwrap_err();
+        let line = said("Image");
         assert_eq!(
-            line.unwrap_err(),
-            "system.toml:1:8: the architecture x86_64 is not supported yet; write arch = \"aarch64\""
+            line,
+            "system.toml:6:19: `Image`: an arm64 Image, not a kernel that a PC boots; use a kernel for x86"
         );
+        assert!(said("noise").contains("unpack it with gunzip"));
+        let line = load_pc("{ file = \"noise\", format = \"flat\" }", "").unwrap_err();
+        assert!(line.ends_with("add `load = 0x10_0000` or another address of the VM's RAM"), "{line}");
+    }
+
+    #[test]
+    fn a_pcs_kernel_and_ram_disk_must_fit_between_the_holes() {
+        let kernel = "{ file = \"bzImage\" }";
+        let text = format!("arch = \"x86_64\"\n[[vm]]\n{ONE}kernel = {kernel}\n").replace("64 MiB", "16 MiB");
+        let line = load_text(&text).unwrap_err();
+        assert!(line.starts_with("system.toml:5:7: the kernel takes 8 MiB at 0x1000000, but it"), "{line}");
+        assert!(line.ends_with("raise `ram` or link it elsewhere"), "{line}");
+    }
+
+    #[test]
+    fn only_a_pc_has_a_hypervisor_leaf() {
+        let keys = format!("{ONE}kernel = {{ file = \"Image\" }}\nhypervisor-leaf = true");
+        let line = load_vm(&keys).unwrap_err();
+        assert!(line.starts_with("system.toml:7:19: a CPU of aarch64 has no leaf"), "{line}");
     }
 
     #[test]

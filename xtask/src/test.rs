@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use bulkhead::config::Architecture;
 
+use crate::machine::Machine;
 use crate::progress::Step;
 use crate::setup::{self, Need};
 use crate::{build, command, compare, damage, payload, scenario, workspace};
@@ -127,18 +128,28 @@ fn host_failures(text: &str) -> String {
     shown
 }
 
-/// Test guests and scenarios under the emulator.
+/// What is built and fetched before anything boots: architecture, any of its test guests, its payloads.
+const PREPARED: [(Architecture, &str, &[&str]); 2] = [
+    (Architecture::Aarch64, "bench", &["linux-cloud", "linux-rt", "busybox-initrd"]),
+    (
+        Architecture::X86_64,
+        "bench-x86",
+        &["linux-cloud", "linux-rt", "linux", "linux-i386", "busybox-initrd", "busybox-initrd-i386"],
+    ),
+];
+
+/// Test guests and scenarios under the emulators.
 fn booted(tally: &Tally) {
     let mut ready = false;
     tally.check("hypervisor, test guests and payloads", || {
-        setup::ensure(&[Need::Emulator])?;
-        build::hypervisor()?;
-        build::guest("bench")?;
-        for name in ["linux-cloud", "linux-rt", "busybox-initrd"] {
-            payload::resolve(name, Architecture::Aarch64)?;
-        }
-        for line in payload::describe_all(Architecture::Aarch64)? {
-            println!("# {line}");
+        setup::ensure(&[Need::Emulators])?;
+        for (architecture, guest, payloads) in PREPARED {
+            build::hypervisor(architecture)?;
+            build::guest(guest)?;
+            payloads.iter().try_for_each(|name| payload::resolve(name, architecture).map(drop))?;
+            for line in payload::describe_all(architecture)? {
+                println!("# {line}");
+            }
         }
         ready = true;
         Ok(())
@@ -156,8 +167,13 @@ fn scenario_files(folder: &Path) -> anyhow::Result<VecDeque<PathBuf>> {
     let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
     let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
-    files.sort();
+    // The slowest emulator last: whatever fails elsewhere is told early.
+    files.sort_by_key(|path| (is_for_bochs(path), path.clone()));
     Ok(files.into())
+}
+
+fn is_for_bochs(path: &Path) -> bool {
+    scenario::file::read(path).is_ok_and(|scenario| scenario.machine == Some(Machine::BochsVmx))
 }
 
 fn play_all(tally: &Tally, files: VecDeque<PathBuf>) {
@@ -174,10 +190,14 @@ fn play_all(tally: &Tally, files: VecDeque<PathBuf>) {
             });
         }
     });
-    for (name, damage) in damage::KINDS {
-        tally.check(name, || damage::run(damage));
+    for (image, machine) in damage::SYSTEMS {
+        for (name, damage) in damage::KINDS {
+            tally.check(&format!("{name}, {}", machine.name()), || damage::run(image, machine, damage));
+        }
     }
-    tally.check("compare-native", compare::run);
+    for (image, machine) in compare::SYSTEMS {
+        tally.check(&format!("compare-native, {}", machine.name()), || compare::run(image, machine));
+    }
 }
 
 fn play(file: &Path, logs: &Path) -> anyhow::Result<()> {

@@ -1,6 +1,7 @@
 //! The machine that a guest finds, made of one VM's configuration: devices, payload, device tree. Pure.
 
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -9,40 +10,12 @@ use bulkhead::config::{self, KernelFormat};
 use bulkhead_firmware_stubs::arm64_image::Header;
 use bulkhead_firmware_stubs::fdt::GuestTree;
 use bulkhead_firmware_stubs::placement::{Extent, Request};
+use bulkhead_firmware_stubs::seeds::Seeds;
 use bulkhead_vdev::pl011::Pl011;
 use bulkhead_vdev::pl031::Pl031;
 use bulkhead_vdev::{Device, Gpa, virt};
-use sha2::{Digest as _, Sha256};
 
 const DEVICE_BYTES: u64 = 0x1000;
-
-/// What a guest's kernel starts its random numbers from.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Seeds {
-    rng: [u8; 32],
-    kaslr: u64,
-}
-
-impl Seeds {
-    /// The seeds of VM number `vm`, from random bytes of the machine's loader; none if it had none. By a one-way function,
-    /// so that no guest learns another's.
-    #[must_use]
-    pub fn derive(entropy: &[u8], vm: usize) -> Option<Self> {
-        if entropy.is_empty() {
-            return None;
-        }
-        let hash = |purpose: &[u8]| {
-            Sha256::new()
-                .chain_update(entropy)
-                .chain_update(vm.to_le_bytes())
-                .chain_update(purpose)
-                .finalize()
-        };
-        let mut kaslr = [0; 8];
-        kaslr.copy_from_slice(&hash(b"kaslr")[..8]);
-        Some(Self { rng: hash(b"rng").into(), kaslr: u64::from_le_bytes(kaslr) })
-    }
-}
 
 /// The board of `vm`, which boots from `files`.
 ///
@@ -99,6 +72,9 @@ fn kernel(format: KernelFormat, file: &[u8], ram: Extent) -> Result<(Extent, Gpa
         KernelFormat::Flat { load, entry } => {
             Ok((Extent { start: Gpa(load), bytes: file.len() as u64 }, Gpa(entry)))
         }
+        KernelFormat::BzImage | KernelFormat::Pvh | KernelFormat::Multiboot => {
+            Err(format!("{format} is for another architecture"))
+        }
     }
 }
 
@@ -109,22 +85,4 @@ fn devices() -> (Vec<Wired>, Vec<Window>) {
         vec![wired(Box::new(Pl011::new()), virt::UART_INTID), wired(Box::new(Pl031::new()), virt::RTC_INTID)],
         vec![window(virt::UART, 0), window(virt::RTC, 1)],
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Seeds;
-
-    #[test]
-    fn each_vm_has_seeds_of_its_own() {
-        let [one, other] = [0, 1].map(|vm| Seeds::derive(&[7; 32], vm).unwrap());
-        assert_ne!(one.rng, other.rng);
-        assert_ne!(one.kaslr, other.kaslr);
-        assert_eq!(Seeds::derive(&[7; 32], 0), Some(one), "a restart finds the same machine");
-    }
-
-    #[test]
-    fn without_entropy_there_are_no_seeds() {
-        assert_eq!(Seeds::derive(&[], 0), None);
-    }
 }

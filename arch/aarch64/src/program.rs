@@ -10,7 +10,7 @@ use crate::hw::{CNTFRQ_EL0, CNTPCT_EL0, enable, heap};
 use crate::machine::{MAX_CPUS, Machine};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use bulkhead::arch::{CpuId, CpuMain, Unsupported};
+use bulkhead::arch::{CpuId, CpuMain, Ticks, Unsupported};
 use bulkhead::boot::Boot;
 use bulkhead::console::Console;
 use bulkhead::memory::frames::FramePool;
@@ -37,7 +37,12 @@ impl log::Log for Logger {
 }
 
 /// The boot CPU: translation and caches are on, frames are left in `pool`.
-pub(crate) fn run(machine: &'static Machine<'static>, tree: &'static [u8], pool: FramePool) -> ! {
+pub(crate) fn run(
+    machine: &'static Machine<'static>,
+    tree: &'static [u8],
+    pool: FramePool,
+    entered: Ticks,
+) -> ! {
     // A second logger cannot have been set: nothing ran before.
     let _ = log::set_logger(&LOGGER);
     log::set_max_level(log::LevelFilter::Info);
@@ -78,6 +83,7 @@ pub(crate) fn run(machine: &'static Machine<'static>, tree: &'static [u8], pool:
         archive: archive(machine),
         cpus: u32::try_from(machine.cpus.len()).unwrap_or(1),
         epoch_ns: epoch_ns(machine),
+        entered,
         console: &CONSOLE,
         resident_bytes: image().end - image().start,
         sealed: heap::seal,

@@ -19,6 +19,7 @@ mod start;
 pub mod tap;
 pub mod timer;
 
+pub use psci::system_off as power_off;
 pub use start::{ENTRY_CONTEXT_MASK, EntryState, entry_state, secondary_entry};
 
 /// The most CPUs that a test guest uses.

@@ -2,7 +2,7 @@
 
 use core::fmt::Debug;
 
-use crate::{println, psci};
+use crate::{power_off, println};
 
 /// The checks of one program so far.
 #[derive(Default)]
@@ -53,6 +53,6 @@ impl Tap {
             0 => println!("# passed {}", self.checks),
             failed => println!("# failed {failed} of {}", self.checks),
         }
-        psci::system_off()
+        power_off()
     }
 }

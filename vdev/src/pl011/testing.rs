@@ -3,13 +3,15 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use crate::{Clock, Console, Gpa, GuestMemory, OutsideRam, Ports};
+use crate::{Clock, Console, Gpa, GuestMemory, OutsideRam, Ports, Wish};
 
 #[derive(Default)]
 pub(crate) struct Lent {
     pub(crate) now_ns: u64,
     pub(crate) epoch_ns: u64,
     pub(crate) terminal: Terminal,
+    /// What the last call asked for.
+    pub(crate) wish: Option<Wish>,
 }
 
 #[derive(Default)]
@@ -25,7 +27,10 @@ struct NoMemory;
 impl Lent {
     pub(crate) fn with<R>(&mut self, call: impl FnOnce(&mut Ports<'_>) -> R) -> R {
         let clock = Time(self.now_ns, self.epoch_ns);
-        call(&mut Ports { console: &mut self.terminal, memory: &NoMemory, clock: &clock, wish: None })
+        let mut ports = Ports { console: &mut self.terminal, memory: &NoMemory, clock: &clock, wish: None };
+        let result = call(&mut ports);
+        self.wish = ports.wish;
+        result
     }
 }
 

@@ -15,8 +15,9 @@ use crate::quantity;
 pub(crate) struct Scenario {
     /// The folder with the system.
     pub(crate) image: PathBuf,
-    pub(crate) machine: Machine,
-    pub(crate) cpu: CpuModel,
+    /// `None`: the default one of the system's architecture.
+    pub(crate) machine: Option<Machine>,
+    pub(crate) cpu: Option<CpuModel>,
     /// Physical processors; `None`: four, or natively as many as the VM has.
     pub(crate) cpus: Option<u32>,
     /// Physical memory in bytes; `None`: 1 GiB, or natively as much as the VM has.
@@ -60,8 +61,7 @@ pub(crate) enum End {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct File {
     image: PathBuf,
-    #[serde(default = "default_machine")]
-    machine: String,
+    machine: Option<String>,
     cpu: Option<String>,
     cpus: Option<u32>,
     ram: Option<String>,
@@ -94,10 +94,6 @@ struct FileEnd {
     machine: End,
 }
 
-fn default_machine() -> String {
-    "qemu-virt".to_owned()
-}
-
 fn default_limit() -> String {
     "120 s".to_owned()
 }
@@ -119,8 +115,8 @@ pub(crate) fn parse(text: &str) -> anyhow::Result<Scenario> {
     let steps = file.steps.into_iter().enumerate();
     Ok(Scenario {
         image: file.image,
-        machine: file.machine.parse()?,
-        cpu: file.cpu.map(|cpu| cpu.parse()).transpose()?.unwrap_or_default(),
+        machine: file.machine.map(|machine| machine.parse()).transpose()?,
+        cpu: file.cpu.map(|cpu| cpu.parse()).transpose()?,
         cpus: file.cpus,
         ram_bytes: file.ram.map(|ram| quantity::bytes(&ram)).transpose()?,
         clock: if file.icount { Clock::Instructions } else { Clock::Host },
@@ -182,7 +178,7 @@ mod tests {
     #[test]
     fn the_sample_of_the_contract_is_understood() {
         let scenario = parse(SAMPLE).unwrap();
-        assert_eq!((scenario.machine, scenario.cpu), (Machine::QemuVirtSmmu, CpuModel::Max));
+        assert_eq!((scenario.machine, scenario.cpu), (Some(Machine::QemuVirtSmmu), Some(CpuModel::Max)));
         assert_eq!((scenario.cpus, scenario.ram_bytes), (Some(4), Some(1 << 30)));
         assert_eq!(scenario.limit.as_secs(), 90);
         assert_eq!((scenario.steps.len(), scenario.end), (3, End::Off));
@@ -193,7 +189,7 @@ mod tests {
     #[test]
     fn little_need_be_said() {
         let scenario = parse("image = \"x\"").unwrap();
-        assert_eq!((scenario.machine, scenario.cpu), (Machine::QemuVirt, CpuModel::CortexA57));
+        assert_eq!((scenario.machine, scenario.cpu), (None, None));
         assert_eq!((scenario.end, scenario.under), (End::Running, Under::Bulkhead));
     }
 
@@ -204,7 +200,7 @@ mod tests {
             Err(error) => format!("{error:#}"),
         };
         assert!(error("color = 1").contains("unknown field `color`"));
-        assert!(error("machine = \"bochs-vmx\"").contains("comes with the x86_64 port"));
+        assert!(error("machine = \"qemu-q35-svm-vtd\"").contains("comes with the IOMMU drivers"));
         assert!(error("limit = \"soon\"").contains("90 s"));
         assert!(error("cpus = 0").contains("at least one"));
         assert!(error("[[step]]\nexpect = 'a'\nsend = 'b'").contains("step 1"));

@@ -68,6 +68,9 @@ pub(crate) struct VmTable {
     /// What an access to a place without memory or device does.
     #[serde(default)]
     pub(crate) unmapped: UnmappedValue,
+    /// x86_64 only: whether CPUID tells the guest that it is one, by the leaf 0x4000_0000. Without it, `false`.
+    #[schemars(with = "Option<bool>")]
+    pub(crate) hypervisor_leaf: Option<Spanned<bool>>,
     /// What the VM may do that others may not.
     #[serde(default)]
     pub(crate) privileges: Vec<PrivilegeValue>,
@@ -296,7 +299,7 @@ mod tests {
         let text = GOOD.replace(
             "{ file = \"Image\" }",
             "{ file = \"a\", initrd = \"b\", cmdline = \"c\", format = \"flat\", load = 0x4000_0000, entry = 1073741828 }\n\
-             cpus = [0, 3]\non-fault = \"restart\"\nunmapped = \"stop\"",
+             cpus = [0, 3]\non-fault = \"restart\"\nunmapped = \"stop\"\nhypervisor-leaf = true",
         );
         let system = parse(&text).unwrap();
         let vm = system.vm[0].get_ref();
@@ -307,6 +310,7 @@ mod tests {
         assert_eq!(kernel.entry.as_ref().map(|entry| *entry.get_ref()), Some(0x4000_0004));
         assert!(matches!(vm.on_fault, OnFaultValue::Restart));
         assert!(matches!(vm.unmapped, UnmappedValue::Stop));
+        assert!(vm.hypervisor_leaf.as_ref().is_some_and(|leaf| *leaf.get_ref()));
     }
 
     #[test]
@@ -315,7 +319,7 @@ mod tests {
         assert_eq!(marked, "vcpu");
         assert_eq!(
             line,
-            "unknown key `vcpu`; known here: `name`, `vcpus`, `cpus`, `ram`, `kernel`, `on-fault`, `unmapped`, `privileges`"
+            "unknown key `vcpu`; known here: `name`, `vcpus`, `cpus`, `ram`, `kernel`, `on-fault`, `unmapped`, `hypervisor-leaf`, `privileges`"
         );
         let (marked, line) = said("[[vm]]", "[network]\n[[vm]]");
         assert_eq!(

@@ -4,7 +4,7 @@ mod context;
 mod exits;
 mod report;
 
-use crate::board::{self, Seeds};
+use crate::board;
 use crate::esr::Esr;
 use crate::gic::host;
 use crate::gic::lists::Lists;
@@ -30,6 +30,7 @@ use bulkhead::memory::Hpa;
 use bulkhead::memory::table::Stage2;
 use bulkhead::vcpu::Cpu;
 use bulkhead::vm::Vm;
+use bulkhead_firmware_stubs::seeds::Seeds;
 use bulkhead_vdev::gicv3::{Gicv3, HardwareLine};
 use bulkhead_vdev::{IrqLines, VcpuSet, virt};
 use context::Context;

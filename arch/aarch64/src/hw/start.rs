@@ -3,10 +3,11 @@
 use super::loader::{device_tree, pages_around};
 use super::mmio::Registers;
 use super::pl011::Pl011;
-use super::{CURRENT_EL, ELR_EL2, ESR_EL2, FAR_EL2, ID_CRM7_EL1, MPIDR_EL1, TPIDR_EL2};
+use super::{CNTPCT_EL0, CURRENT_EL, ELR_EL2, ESR_EL2, FAR_EL2, ID_CRM7_EL1, MPIDR_EL1, TPIDR_EL2};
 use super::{clean, dsb, heap, hvc, isb, smc, wait_for_interrupt};
 use crate::machine::{Conduit, MAX_CPUS, Machine, console_registers};
 use crate::vmsa::{MAIR, Own};
+use bulkhead::arch::Ticks;
 use bulkhead::console::Uart;
 use bulkhead::memory::frames::{Frame, FramePool};
 use bulkhead::memory::table::{Format, MapError, Perm, Table};
@@ -160,6 +161,7 @@ pub fn has_vhe() -> bool {
 
 /// Entered from `entry.S` on the boot CPU, translation and caches off: no lock, no heap.
 extern "C" fn boot(tree: u64) -> ! {
+    let entered = Ticks(CNTPCT_EL0::read());
     let Some(tree) = device_tree(tree) else { halt() };
     let level = CURRENT_EL::read() >> 2;
     if level != 2 {
@@ -196,7 +198,7 @@ extern "C" fn boot(tree: u64) -> ! {
     unsafe { bulkhead_translate(&raw const STARTS[0]) };
     own_block(0);
     let machine = MACHINE.call_once(|| machine);
-    crate::program::run(machine, tree, pool)
+    crate::program::run(machine, tree, pool, entered)
 }
 
 /// `MPIDR_EL1`: the affinity fields.
