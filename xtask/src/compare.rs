@@ -14,9 +14,10 @@ use crate::machine::Machine;
 use crate::scenario::{self, file};
 use crate::workspace;
 
-/// The systems that are compared, and where.
+/// The systems that are compared, and where. QEMU tells a PC's kernel that it runs on a hypervisor, so ours is told too: it takes what
+/// it misses there less ill.
 pub(crate) const SYSTEMS: [(&str, Machine); 2] =
-    [("images/linux-aarch64", Machine::QemuVirt), ("images/linux-x86_64", Machine::QemuQ35Svm)];
+    [("images/linux-aarch64", Machine::QemuVirt), ("tests/images/linux-x86-told", Machine::QemuQ35Svm)];
 
 const STEPS: &str = r#"
 image = "."
