@@ -15,10 +15,9 @@ use crate::workspace;
 
 const GUEST_IMAGE: &str = "tests/images/guest-bench-x86";
 const LINUX_IMAGE: &str = "tests/images/linux-bench-x86";
-/// How long Linux waits to calibrate the local APIC timer there: a tenth of a second, on either side.
+const LINUX_ON_BOCHS: &str = "tests/images/linux-bench-bochs";
+/// How long Linux waits in either to calibrate the local APIC timer: a tenth of a second.
 const LINUX_WAITS: f64 = 100e6;
-/// Linux in 192 MiB, without what takes long on a slow machine.
-const LINUX_ON_BOCHS: &str = "tests/images/linux-bochs-1";
 
 /// Everything measured on one machine.
 struct Column {
@@ -71,9 +70,7 @@ fn measure(machine: Machine) -> anyhow::Result<Column> {
     // Clocks show nanoseconds; what is told are instructions.
     let rate = if machine == Machine::BochsVmx { bochs::INSTRUCTIONS_PER_SECOND / 1e9 } else { 1.0 };
     let first = first_instruction(&under.text(LOG)).map(|(own, copying)| (own * rate, copying * rate));
-    // Bochs' processor has a deadline, which needs no calibration.
-    let waits = if machine == Machine::BochsVmx { 0.0 } else { LINUX_WAITS };
-    let time = |run: &Transcript| Some((pc_linux::nanoseconds(&guest_text(run))? - waits) * rate);
+    let time = |run: &Transcript| Some((pc_linux::nanoseconds(&guest_text(run))? - LINUX_WAITS) * rate);
     let times = (time(&under), time(&native));
     let permille = match times {
         (Some(under), Some(native)) if native > 0.0 => Some((under - native) / native * 1000.0),
@@ -93,8 +90,9 @@ fn play(machine: Machine, image: &str, shell: Option<&str>, under: Under) -> any
     let _step = Step::start(format!("counting instructions of {image} on {}, {under:?}", machine.name()));
     let mut text = "image = '.'\nlimit = '900 s'\n".to_owned();
     if let Some(shell) = shell {
-        let question = pc_linux::QUESTION;
+        let (question, answer) = (pc_linux::QUESTION, pc_linux::ANSWER_ENDS);
         text.push_str(&format!("[[step]]\nexpect = '{shell}'\n[[step]]\nsend = \"{question}\"\n"));
+        text.push_str(&format!("[[step]]\nexpect = '{answer}'\n[[step]]\nsend = \"poweroff\\n\"\n"));
     }
     text.push_str("[end]\nmachine = 'off'");
     let mut scenario = file::parse(&text)?;

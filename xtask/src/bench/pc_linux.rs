@@ -8,7 +8,9 @@ use regex::Regex;
 
 /// What to type at the shell's prompt. The message has the least level, so that every console shows it.
 pub(super) const QUESTION: &str = "echo '<0>bench-mark' > /dev/kmsg; devmem 0xfed000f0 32; devmem 0xfed00004 32; \
-    dmesg | grep -E 'hpet: mask|symmetric I/O|Calibrating delay|Run /init'; poweroff\\n";
+    dmesg | grep -E 'hpet: mask|symmetric I/O|Calibrating delay|Run /init'\\n";
+/// The last line of the answer.
+pub(super) const ANSWER_ENDS: &str = r"^\[[ 0-9.]+\] Run /init as init process";
 
 /// The counter's period is told in these (IA-PC HPET 1.0a, 2.3.4).
 const FEMTOSECONDS_PER_NS: f64 = 1e6;
