@@ -2,7 +2,8 @@
 //!
 //! Nothing is unwound: what was on the stack is lost, with the locks that it held, and the core deals with that.
 
-use super::start::{current_cpu, heap_bytes_free, power_off, say_directly, stack_top};
+use super::heap;
+use super::start::{current_cpu, power_off, say_directly, stack_top};
 use crate::el2::El2;
 use crate::machine::MAX_CPUS;
 use bulkhead::vcpu::Cpu;
@@ -42,7 +43,7 @@ pub fn keep_running(cpu: &'static mut Cpu<El2>) -> ! {
 pub fn give_up() -> ! {
     let kept = &KEPT[current_cpu()];
     if kept.failed.swap(true, Ordering::Relaxed) {
-        stop(format_args!("bulkhead: CPU {} gave up twice", current_cpu()));
+        stop(format_args!("CPU {} gave up twice", current_cpu()));
     }
     if let Some(mut why) = kept.why.try_lock() {
         why.clear();
@@ -66,7 +67,7 @@ pub fn fail(what: fmt::Arguments<'_>) -> ! {
 }
 
 fn stop(what: fmt::Arguments<'_>) -> ! {
-    say_directly(format_args!("bulkhead: {what}; {} bytes of heap free", heap_bytes_free()));
+    say_directly(format_args!("bulkhead: {what}; {} bytes of heap free", heap::free_bytes()));
     power_off()
 }
 

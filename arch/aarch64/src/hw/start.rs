@@ -4,7 +4,7 @@ use super::loader::{device_tree, pages_around};
 use super::mmio::Registers;
 use super::pl011::Pl011;
 use super::{CNTPCT_EL0, CURRENT_EL, ELR_EL2, ESR_EL2, FAR_EL2, ID_CRM7_EL1, MPIDR_EL1, TPIDR_EL2};
-use super::{clean, dsb, heap, hvc, isb, smc, wait_for_interrupt};
+use super::{clean, dsb, hvc, isb, smc, wait_for_interrupt};
 use crate::machine::{Conduit, MAX_CPUS, Machine, console_registers};
 use crate::vmsa::{MAIR, Own};
 use bulkhead::arch::Ticks;
@@ -147,11 +147,6 @@ fn stack_block(cpu: usize) -> (u64, usize) {
 pub fn stack_top(cpu: usize) -> u64 {
     let (block, bytes) = stack_block(cpu);
     block + PAGE + bytes as u64
-}
-
-/// How much of the heap is left.
-pub fn heap_bytes_free() -> usize {
-    heap::free_bytes()
 }
 
 /// `ID_AA64MMFR1_EL1.VH`: EL2 can run with VHE.
