@@ -296,6 +296,7 @@ const PIN: Required = &[
     (pin::VIRTUAL_NMI, "the CPU's VMX has no virtual NMIs"),
 ];
 const PRIMARY: Required = &[
+    (primary::TSC_OFFSET, "the CPU's VMX does not offset the time stamp counter"),
     (primary::HLT, "the CPU's VMX does not exit on HLT"),
     (primary::MWAIT, "the CPU's VMX does not exit on MWAIT"),
     (primary::MONITOR, "the CPU's VMX does not exit on MONITOR"),
@@ -511,7 +512,7 @@ pub(super) mod tests {
     fn a_skylake_gets_everything() {
         let controls = Controls::choose(&capabilities(&skylake())).unwrap();
         assert_eq!(controls.pin, 0x7f);
-        assert_eq!(controls.primary, 0xb620_6df2);
+        assert_eq!(controls.primary, 0xb620_6dfa);
         assert_eq!(controls.secondary, 0x0010_13ea);
         assert_eq!(controls.exit, 0x003f_efff);
         assert_eq!(controls.entry, 0x0000_d1ff);
