@@ -377,13 +377,8 @@ pub enum Event {
     Forbidden,
     /// What [`Control::want_window`] or [`Control::want_nmi_window`] asked for.
     Window,
-    /// An exception that must not loop unseen. DR6 and CR2 are as its handler has to find them.
-    Exception {
-        /// Its vector.
-        vector: u8,
-        /// What it pushes besides.
-        error: Option<u32>,
-    },
+    /// An exception that must not loop unseen, as the guest is to take it. DR6 and CR2 are as its handler has to find them.
+    Exception(Delivery),
     /// A task switch that the CPU does not perform.
     TaskSwitch(TaskSwitch),
     /// The guest wrote its APIC's page (at 16 times this), and the value stands there.

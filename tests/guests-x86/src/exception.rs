@@ -43,6 +43,8 @@ pub struct Fault {
     pub error: u64,
     /// CR2, for a page fault.
     pub address: u64,
+    /// Where it left the program.
+    pub rip: u64,
 }
 
 /// What the vectors saved, as they saved it.
@@ -73,6 +75,7 @@ pub struct Trap {
     vector: AtomicU64,
     error: AtomicU64,
     address: AtomicU64,
+    rip: AtomicU64,
 }
 
 const NOTHING: u64 = u64::MAX;
@@ -83,6 +86,7 @@ static TRAPS: [Trap; MAX_CPUS] = [const {
         vector: AtomicU64::new(NOTHING),
         error: AtomicU64::new(0),
         address: AtomicU64::new(0),
+        rip: AtomicU64::new(0),
     }
 }; MAX_CPUS];
 /// NMIs taken by each CPU.
@@ -188,6 +192,7 @@ pub fn disarm() -> Option<Fault> {
         vector,
         error: trap.error.load(Relaxed),
         address: trap.address.load(Relaxed),
+        rip: trap.rip.load(Relaxed),
     })
 }
 
@@ -217,6 +222,7 @@ fn recover(frame: &mut Frame) {
     trap.vector.store(frame.vector, Relaxed);
     trap.error.store(frame.error, Relaxed);
     trap.address.store(if frame.vector == PF { fault_address() } else { 0 }, Relaxed);
+    trap.rip.store(frame.rip, Relaxed);
     frame.rip = target;
     // What an alignment check or a single step needs must not last.
     frame.rflags &= !(1 << 18 | 1 << 8);

@@ -17,13 +17,8 @@ const MOST_REPEATS: u32 = 256;
 
 impl<V: Vendor> X86<V> {
     /// #DB and #AC go on to the guest, unless that would never end; #MC is the machine's.
-    pub(super) fn exception(
-        &self,
-        vector: u8,
-        error: Option<u32>,
-        vcpu: &mut Vcpu<V>,
-        vm: &Vm<Self>,
-    ) -> Option<Exit> {
+    pub(super) fn exception(&self, exception: Delivery, vcpu: &mut Vcpu<V>, vm: &Vm<Self>) -> Option<Exit> {
+        let vector = exception.vector;
         if vector == exception_vector::MACHINE_CHECK {
             return fault("the machine reported an error while it ran", None);
         }
@@ -37,7 +32,7 @@ impl<V: Vendor> X86<V> {
                 None,
             );
         }
-        self.raise(vcpu, Delivery::exception(vector, error))
+        self.raise(vcpu, exception)
     }
 
     /// Whether exceptions came at this instruction very often without another place in between.

@@ -67,7 +67,7 @@ pub(crate) fn serve<V: Vendor>(
 fn rare<V: Vendor>(arch: &X86<V>, event: Event, vcpu: &mut Vcpu<V>, vm: &Vm<X86<V>>) -> Option<Exit> {
     match event {
         Event::Control(access) => arch.control(access, vcpu, vm),
-        Event::Exception { vector, error } => arch.exception(vector, error, vcpu, vm),
+        Event::Exception(exception) => arch.exception(exception, vcpu, vm),
         Event::Xsetbv => arch.xsetbv(vcpu, vm),
         Event::CacheFlush => arch.skip_any(vcpu, vm),
         Event::ReadCounter => arch.raise(vcpu, Delivery::exception(exception_vector::PROTECTION, Some(0))),

@@ -108,7 +108,7 @@ fn rare(exit: u64, control: &ControlArea, save: &SaveArea) -> Event {
         code::EXCEPTION..=code::LAST_EXCEPTION => {
             let vector = u8::try_from(exit - code::EXCEPTION).unwrap_or(0);
             let error = (HAS_ERROR >> vector & 1 != 0).then_some(low_half(control.exit_info_1));
-            Event::Exception { vector, error }
+            Event::Exception(Delivery::exception(vector, error))
         }
         code::SHUTDOWN => Event::Shutdown,
         code::INVALID => Event::Refused(refusal(save)),
@@ -239,8 +239,8 @@ mod tests {
 
     #[test]
     fn exceptions_have_their_error_codes() {
-        assert_eq!(exit(0x51, 0, 0), Event::Exception { vector: 17, error: Some(0) });
-        assert_eq!(exit(0x41, 7, 0), Event::Exception { vector: 1, error: None });
+        assert_eq!(exit(0x51, 0, 0), Event::Exception(Delivery::exception(17, Some(0))));
+        assert_eq!(exit(0x41, 7, 0), Event::Exception(Delivery::exception(1, None)));
     }
 
     #[test]

@@ -106,11 +106,17 @@ fn exception(read: impl Fn(Field) -> u64) -> Decoded {
     if vector == MACHINE_CHECK {
         return Decoded::MachineCheck;
     }
+    // INT1 exits before it is executed, and tells nothing for DR6.
+    if what & interruption::KIND == interruption::PRIVILEGED_EXCEPTION {
+        let length = low!(read(Field::EXIT_LENGTH), u8);
+        let kind = DeliveryKind::PrivilegedException;
+        return Decoded::Event(Event::Exception(Delivery { kind, vector, error: None, length }));
+    }
     if vector == DEBUG_EXCEPTION {
         return Decoded::Debug(read(Field::QUALIFICATION));
     }
     let error = (what & interruption::ERROR_CODE != 0).then(|| low!(read(Field::EXIT_ERROR_CODE), u32));
-    Decoded::Event(Event::Exception { vector, error })
+    Decoded::Event(Event::Exception(Delivery::exception(vector, error)))
 }
 
 const fn width(bytes_less_one: u64) -> Width {
@@ -297,6 +303,20 @@ mod tests {
         let software = interrupted(0x8000_0480, |field| u64::from(field == Field::EXIT_LENGTH) * 2).unwrap();
         assert_eq!((software.kind, software.length), (DeliveryKind::SoftwareInterrupt, 2));
         assert_eq!(interrupted(0x0000_0b0e, |_| 0), None);
+    }
+
+    #[test]
+    fn int1_is_delivered_as_the_instruction_that_it_is() {
+        let fields = [
+            (Field::EXIT_REASON, u64::from(reason::EXCEPTION)),
+            (Field::EXIT_INTERRUPTION, 0x8000_0501),
+            (Field::EXIT_LENGTH, 1),
+        ];
+        let Decoded::Event(Event::Exception(delivery)) = exit(&fields) else { panic!("no exception") };
+        assert_eq!((delivery.kind, delivery.length), (DeliveryKind::PrivilegedException, 1));
+        assert_eq!(injection(delivery), 0x8000_0501);
+        let breakpoint = [fields[0], (Field::EXIT_INTERRUPTION, 0x8000_0301), (Field::QUALIFICATION, 1)];
+        assert_eq!(exit(&breakpoint), Decoded::Debug(1));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::hw::vmx::{
 use crate::hw::{GuestMsr, Registers, cpuid, read_dr6, read_tsc, take_interrupt, write_dr6};
 use crate::msr::Direction;
 use crate::vendor::{
-    Control as _, Event, PageMode, Register, Segment, SegmentName, TableName, TableRegister, Vendor,
+    Control as _, Delivery, Event, PageMode, Register, Segment, SegmentName, TableName, TableRegister, Vendor,
 };
 use alloc::boxed::Box;
 use bulkhead::arch::{Unsupported, VcpuId};
@@ -130,7 +130,7 @@ impl Vmx {
             }
             Decoded::Debug(causes) => {
                 write_dr6(read_dr6() & !0xf | causes & DR6_CAUSES);
-                Event::Exception { vector: 1, error: None }
+                Event::Exception(Delivery::exception(1, None))
             }
             Decoded::BadState => self.refusal(control),
         }

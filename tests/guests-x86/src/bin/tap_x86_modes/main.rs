@@ -19,6 +19,7 @@ fn main() {
     long_mode(&mut tap);
     pages(&mut tap);
     changed_code(&mut tap);
+    debug(&mut tap);
     legacy(&mut tap);
     tap.equal("every CPU starts in real mode and arrives in long mode", smp::start_all(), machine::cpus());
     tap.finish();
@@ -173,6 +174,17 @@ fn changed_code(tap: &mut Tap) {
         core::arch::asm!("call {e}", e = in(reg) CODE.address(), out("eax") value, clobber_abi("C"));
     }
     tap.equal("an instruction can change the next one", value, 0x1234_5678);
+}
+
+/// Debug exceptions (SDM Vol. 3B, 18.2 and 18.3.1).
+fn debug(tap: &mut Tap) {
+    let behind: u64;
+    // SAFETY: INT1 has one effect.
+    let fault = unsafe {
+        attempt!("lea {behind}, [rip + 2f]", ".byte 0xf1", "2:"; behind = out(reg) behind, options(nostack))
+    };
+    let seen = fault.map(|fault| (fault.vector, fault.rip));
+    tap.equal("INT1 is a debug exception behind itself", seen, Some((exception::DB, behind)));
 }
 
 /// Everything below long mode, in one trip.
