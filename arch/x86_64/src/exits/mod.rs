@@ -24,6 +24,8 @@ const TRAP: u64 = 1 << 8;
 const RESUME: u64 = 1 << 16;
 /// DR6: a single step (SDM Vol. 3B, 17.2.3).
 const DR6_STEP: u64 = 1 << 14;
+/// DR7: any access to debug registers raises #DB (SDM Vol. 3B, 18.2.4).
+const DR7_DETECT: u64 = 1 << 13;
 
 /// Exceptions by vector (SDM Vol. 3A, table 6-1).
 mod exception_vector {
@@ -123,6 +125,13 @@ const fn plain_length(first: u32, known: Known) -> Option<u8> {
     if first & mask == code { Some(length) } else { None }
 }
 
+/// The handler of a debug exception may access debug registers. The CPU sees to that when it raises one, not when one is injected
+/// (SDM Vol. 3C, 27.6.1).
+fn open_debug_registers<C: Control>(control: &mut C) {
+    let enables = control.get(Register::Dr7);
+    control.set(Register::Dr7, enables & !DR7_DETECT);
+}
+
 /// The guest's VM does not go on.
 #[cold]
 fn fault(cause: &'static str, at: Option<Place>) -> Option<Exit> {
@@ -141,6 +150,9 @@ impl<V: Vendor> X86<V> {
         };
         match combined {
             Combined::Deliver(delivery) => {
+                if delivery.vector == exception_vector::DEBUG {
+                    open_debug_registers(&mut vcpu.control);
+                }
                 vcpu.control.inject(delivery);
                 None
             }

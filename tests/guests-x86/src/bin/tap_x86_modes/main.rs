@@ -185,6 +185,12 @@ fn debug(tap: &mut Tap) {
     };
     let seen = fault.map(|fault| (fault.vector, fault.rip));
     tap.equal("INT1 is a debug exception behind itself", seen, Some((exception::DB, behind)));
+    // DR7.GD, with the bit that is always set.
+    tap.equal("access to debug registers can be made a fault", cpu::set_dr7(0x2400), None);
+    // SAFETY: reads a register.
+    let fault = unsafe { attempt!("mov {v}, dr6"; v = out(reg) _, options(nostack)) };
+    tap.equal("it is one", fault.map(|fault| fault.vector), Some(exception::DB));
+    tap.equal("and the handler has access", cpu::dr7(), 0x400);
 }
 
 /// Everything below long mode, in one trip.
