@@ -36,6 +36,9 @@ pub(super) const CR4_MASK: u64 = !CR4_FREE;
 const CR0_FORCED: u64 = cr0::NE;
 const CR4_FORCED: u64 = cr4::VMXE | cr4::MCE;
 
+const DIRECTORY_POINTERS: [Field; 4] =
+    [Field::GUEST_PDPTE_0, Field::GUEST_PDPTE_1, Field::GUEST_PDPTE_2, Field::GUEST_PDPTE_3];
+
 /// RFLAGS.IF
 const INTERRUPTS: u64 = 1 << 9;
 /// VPTPR: a task priority is its high half.
@@ -340,10 +343,17 @@ impl Control for VmxControl {
         true
     }
 
+    /// The fields hold what the guest loaded last, and mean something in PAE paging only (28.3.4).
+    #[inline]
+    fn directory_pointers(&self) -> Option<[u64; 4]> {
+        let is_pae = self.vmcs.read(Field::GUEST_EFER) & efer::LMA == 0
+            && self.vmcs.read(Field::GUEST_CR0) & cr0::PG != 0
+            && self.vmcs.read(Field::GUEST_CR4) & cr4::PAE != 0;
+        is_pae.then(|| DIRECTORY_POINTERS.map(|field| self.vmcs.read(field)))
+    }
+
     fn set_directory_pointers(&mut self, pointers: [u64; 4]) {
-        const FIELDS: [Field; 4] =
-            [Field::GUEST_PDPTE_0, Field::GUEST_PDPTE_1, Field::GUEST_PDPTE_2, Field::GUEST_PDPTE_3];
-        for (field, pointer) in FIELDS.into_iter().zip(pointers) {
+        for (field, pointer) in DIRECTORY_POINTERS.into_iter().zip(pointers) {
             self.vmcs.write(field, pointer);
         }
     }

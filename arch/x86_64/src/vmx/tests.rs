@@ -5,7 +5,7 @@ use super::controls::{entry, primary, secondary};
 use super::failure::{Values, explain};
 use super::vmcs::interruption;
 use super::*;
-use crate::control::cr0;
+use crate::control::{cr0, cr4};
 use crate::hw::set_tsc;
 use crate::hw::vmx::script_exit;
 use crate::vendor::{Control, Delivery};
@@ -107,6 +107,19 @@ fn a_guest_sees_the_control_registers_that_it_wrote() {
     control.set(Register::Cr4, 0xa0);
     assert_eq!(control.get(Register::Cr4), 0xa0);
     assert_eq!(control.vmcs.read(Field::GUEST_CR4), 0x20e0);
+}
+
+#[test]
+fn directory_pointers_are_those_that_the_cpu_holds() {
+    let vmx = vmx();
+    let mut control = control(&vmx, 0);
+    control.set_directory_pointers([1, 2, 3, 4]);
+    assert_eq!(control.directory_pointers(), None, "there is no paging");
+    control.set(Register::Cr4, cr4::PAE);
+    control.set(Register::Cr0, cr0::PE | cr0::PG);
+    assert_eq!(control.directory_pointers(), Some([1, 2, 3, 4]));
+    control.set(Register::Efer, 0x500);
+    assert_eq!(control.directory_pointers(), None, "long mode has none");
 }
 
 #[test]
