@@ -30,7 +30,7 @@ use fake as cpu;
 use metal as cpu;
 
 #[cfg(not(target_os = "none"))]
-pub use fake::{script_exit, written};
+pub use fake::{Invalidation, script_exit, take_invalidations, written};
 
 pub use cpu::{fire_machine_check, unblock_nmi};
 

@@ -246,6 +246,8 @@ impl Vendor for Vmx {
         control.vectoring = 0;
         control.rsp = 0;
         control.deadline = u64::MAX;
+        // Translation is switched off behind the CPU's back: what it remembers of this guest goes before it runs again.
+        control.seen = 0;
         control.vmcs.write(Field::PREEMPTION_TIMER, TIMER_MAX);
         for field in [
             Field::ENTRY_INTERRUPTION,

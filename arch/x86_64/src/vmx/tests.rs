@@ -7,7 +7,7 @@ use super::vmcs::interruption;
 use super::*;
 use crate::control::{cr0, cr4};
 use crate::hw::set_tsc;
-use crate::hw::vmx::script_exit;
+use crate::hw::vmx::{Invalidation, script_exit, take_invalidations};
 use crate::vendor::{Control, Delivery};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -120,6 +120,20 @@ fn directory_pointers_are_those_that_the_cpu_holds() {
     assert_eq!(control.directory_pointers(), Some([1, 2, 3, 4]));
     control.set(Register::Efer, 0x500);
     assert_eq!(control.directory_pointers(), None, "long mode has none");
+}
+
+#[test]
+fn a_vcpu_that_starts_again_forgets_its_translations() {
+    let vmx = vmx();
+    let mut control = loaded(&vmx);
+    vmx.unload(&mut control);
+    let _ = take_invalidations();
+    vmx.load(&mut control);
+    assert_eq!(take_invalidations(), [], "they are its own");
+    vmx.unload(&mut control);
+    vmx.reset(&mut control);
+    vmx.load(&mut control);
+    assert!(take_invalidations().contains(&Invalidation::Translations));
 }
 
 #[test]

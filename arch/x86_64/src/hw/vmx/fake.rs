@@ -7,12 +7,23 @@ use bulkhead::memory::Hpa;
 use bulkhead_vdev::Gpa;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
+use std::vec::Vec;
 
 #[derive(Default)]
 struct Cpu {
     current: u64,
     fields: HashMap<(u64, u32), u64>,
     exits: VecDeque<Vec<(Field, u64)>>,
+    invalidations: Vec<Invalidation>,
+}
+
+/// What the CPU was told to forget.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Invalidation {
+    /// INVEPT
+    Space,
+    /// INVVPID
+    Translations,
 }
 
 thread_local! {
@@ -70,9 +81,19 @@ pub(super) fn exit_address() -> u64 {
     0
 }
 
-pub(super) fn invept(_kind: u64, _pointer: u64) {}
+pub(super) fn invept(_kind: u64, _pointer: u64) {
+    CPU.with_borrow_mut(|cpu| cpu.invalidations.push(Invalidation::Space));
+}
 
-pub(super) fn invvpid(_kind: u64, _vpid: u64) {}
+pub(super) fn invvpid(_kind: u64, _vpid: u64) {
+    CPU.with_borrow_mut(|cpu| cpu.invalidations.push(Invalidation::Translations));
+}
+
+/// What the CPU was told to forget since this was asked last.
+#[must_use]
+pub fn take_invalidations() -> Vec<Invalidation> {
+    CPU.with_borrow_mut(|cpu| std::mem::take(&mut cpu.invalidations))
+}
 
 pub(super) fn translate(_root: Hpa, _at: Gpa) -> Option<Hpa> {
     Some(Hpa(0xa_0000))
