@@ -392,6 +392,10 @@ impl Control for VmxControl {
             PageMode::X2Apic => (ApicAccess::Neither, self.msrs.plain),
         };
         self.vmcs.set_apic_access(&self.controls, access, msrs);
+        if access == ApicAccess::Page {
+            // What was cached while the page meant nothing would keep its accesses from exiting (29.4.3.4).
+            self.vmcs.forget_space(&self.controls);
+        }
         self.recount = true;
     }
 }

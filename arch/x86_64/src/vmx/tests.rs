@@ -216,6 +216,9 @@ fn the_way_to_the_apic_goes_with_its_mode() {
     assert_eq!(mode(&control), u64::from(secondary::X2APIC));
     control.set_page_mode(PageMode::Off);
     assert_eq!(mode(&control), 0);
+    let _ = take_invalidations();
+    control.set_page_mode(PageMode::XApic);
+    assert_eq!(take_invalidations(), [Invalidation::Space], "the page was memory before");
 }
 
 #[test]
