@@ -285,9 +285,10 @@ impl Control for VmxControl {
         self.end_blocking(shadow::STI | shadow::MOV_SS);
     }
 
+    /// STI does not count: a window may open behind it (26.2), and would open again and again.
     fn is_open_for_nmi(&self) -> bool {
         let blocked = self.vmcs.read(Field::GUEST_INTERRUPTIBILITY);
-        blocked & (shadow::STI | shadow::MOV_SS | shadow::NMI) == 0
+        blocked & (shadow::MOV_SS | shadow::NMI) == 0
     }
 
     fn inject(&mut self, delivery: Delivery) {

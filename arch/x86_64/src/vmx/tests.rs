@@ -222,6 +222,21 @@ fn the_way_to_the_apic_goes_with_its_mode() {
 }
 
 #[test]
+fn an_nmi_waits_for_no_sti() {
+    let vmx = vmx();
+    let mut control = loaded(&vmx);
+    let block = |control: &VmxControl, what: u64| control.vmcs.write(Field::GUEST_INTERRUPTIBILITY, what);
+    block(&control, shadow::STI);
+    assert!(control.is_open_for_nmi(), "the CPU may open a window there");
+    control.inject(Delivery::nmi());
+    assert_eq!(control.vmcs.read(Field::GUEST_INTERRUPTIBILITY), 0);
+    for what in [shadow::MOV_SS, shadow::NMI] {
+        block(&control, what);
+        assert!(!control.is_open_for_nmi());
+    }
+}
+
+#[test]
 fn the_timer_counts_from_each_entry() {
     let vmx = vmx();
     let mut control = loaded(&vmx);
