@@ -207,6 +207,8 @@ pub unsafe trait Arch: Sized + 'static {
     const ARCHITECTURE: config::Architecture;
     /// Where a guest with so many bytes of RAM finds it, lowest address first.
     fn ram(bytes: u64) -> Vec<RamRange>;
+    /// Memory that is only mapped for the guest's CPU, which makes something else of it: no device and no copy finds it.
+    const HIDDEN: Option<RamRange> = None;
 
     /// Starts another physical CPU, which then calls `main`.
     ///

@@ -1,6 +1,6 @@
 //! From what a loader hands over to running compartments.
 
-use crate::arch::{Arch, CpuId, CpuMain, Files, Ticks, Unsupported};
+use crate::arch::{Arch, CpuId, CpuMain, Files, RamRange, Ticks, Unsupported};
 use crate::config::archive::{ArchiveError, verify};
 use crate::config::{self};
 use crate::console::Console;
@@ -164,13 +164,16 @@ impl<A: Arch> Hypervisor<A> {
         ranges: Pieces,
         cpus: Vec<CpuId>,
     ) -> Result<Parts<A>, BootError> {
-        let claim = |(at, range)| boot.memory.claim(range).map(|claim| (at, claim));
-        let claims: Result<Vec<(Gpa, Claim)>, _> =
-            lay(&A::ram(config.ram_bytes), &ranges).into_iter().map(claim).collect();
-        // `place` was shown what is taken; a claim that fails all the same must not become a VM.
-        let claims = claims.map_err(|_| BootError::payload(index, "its RAM was given away"))?;
-        let ram = GuestRam::new(claims);
-        let space = Self::address_space(arch, &mut boot.frames, &ram).map_err(|error| match error {
+        let mut claims = |layout: &[RamRange]| {
+            let claim = |(at, range)| boot.memory.claim(range).map(|claim| (at, claim));
+            let claims: Result<Vec<(Gpa, Claim)>, _> = lay(layout, &ranges).into_iter().map(claim).collect();
+            // `place` was shown what is taken; a claim that fails all the same must not become a VM.
+            claims.map_err(|_| BootError::payload(index, "its RAM was given away"))
+        };
+        let ram = GuestRam::new(claims(&A::ram(config.ram_bytes))?);
+        let hidden = claims(A::HIDDEN.as_slice())?;
+        let all = ram.parts().chain(hidden.iter().map(|(at, claim)| (*at, claim)));
+        let space = Self::address_space(arch, &mut boot.frames, all).map_err(|error| match error {
             MapError::NoFrames => BootError::NoFrames,
             MapError::Occupied | MapError::BadAddress => BootError::payload(
                 index,
@@ -200,14 +203,14 @@ impl<A: Arch> Hypervisor<A> {
         Vm::new(arch, parts).map(Box::new).map_err(|why| BootError::payload(index, why))
     }
 
-    fn address_space(
+    fn address_space<'m>(
         arch: &A,
         frames: &mut FramePool,
-        ram: &GuestRam,
+        memory: impl Iterator<Item = (Gpa, &'m Claim)>,
     ) -> Result<Stage2<A::Format>, MapError> {
         let space = Stage2::new(frames, arch.address_bits(), arch.largest_leaf());
         let space = space.ok_or(MapError::NoFrames)?;
-        for (at, claim) in ram.parts() {
+        for (at, claim) in memory {
             space.map(frames, at, claim, Perm::RAM)?;
         }
         Ok(space)
