@@ -281,12 +281,10 @@ unsafe impl<V: Vendor> Arch for X86<V> {
 
     const ARCHITECTURE: config::Architecture = config::Architecture::X86_64;
 
+    const HIDDEN: Option<RamRange> = if V::NEEDS_APIC_PAGE { Some(APIC_PAGE) } else { None };
+
     fn ram(bytes: u64) -> Vec<RamRange> {
-        let mut ram = board::ram(bytes);
-        if V::NEEDS_APIC_PAGE {
-            ram.push(APIC_PAGE);
-        }
-        ram
+        board::ram(bytes)
     }
 
     fn start_cpu(&self, cpu: CpuId, main: &'static CpuMain<Self>) -> Result<(), Unsupported> {

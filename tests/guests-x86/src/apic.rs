@@ -99,6 +99,23 @@ pub fn mode() -> Mode {
     }
 }
 
+/// Writes a memory-mapped register as string instructions do.
+pub fn store_string(offset: u32, value: u32) {
+    // SAFETY: device registers; the direction flag is clear.
+    unsafe {
+        asm!("stosd", in("eax") value, inout("rdi") PAGE + u64::from(offset) => _, options(nostack));
+    };
+}
+
+/// Copies to a memory-mapped register as string instructions do.
+pub fn copy_string(offset: u32, from: &u32) {
+    // SAFETY: device registers; the direction flag is clear.
+    unsafe {
+        asm!("movsd", inout("rsi") core::ptr::from_ref(from) => _, inout("rdi") PAGE + u64::from(offset) => _,
+            options(nostack));
+    };
+}
+
 /// Whether this CPU has the second mode.
 #[must_use]
 pub fn has_x2apic() -> bool {

@@ -3,7 +3,7 @@
 #![no_std]
 #![no_main]
 
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 use bulkhead_test_guests_x86::apic::{self, Mode, register};
 use bulkhead_test_guests_x86::exception::{self, mask_interrupts, unmask_interrupts};
@@ -35,6 +35,9 @@ static BY_CPU: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
 /// The mode in which handlers end interrupts: 1 is x2APIC.
 static MSRS: AtomicU8 = AtomicU8::new(0);
 
+/// Handlers of [`CALL`] end it by a string instruction.
+static ENDS_BY_STRING: AtomicBool = AtomicBool::new(false);
+
 fn mode() -> Mode {
     if MSRS.load(Relaxed) == 1 { Mode::X2apic } else { Mode::Xapic }
 }
@@ -56,6 +59,7 @@ fn on_interrupt(vector: u8) {
             port::write8(irq::PIC[0].0, irq::PIC_EOI);
         }
         SPURIOUS => {}
+        CALL if ENDS_BY_STRING.load(Relaxed) => apic::store_string(register::EOI, 0),
         _ => mode().end(),
     }
 }
@@ -86,6 +90,7 @@ fn main() {
     let mut tap = Tap::start("tap-x86-apic");
     irq::start_pics(PIC, 0);
     one_mode(&mut tap, Mode::Xapic);
+    strings(&mut tap);
     priorities(&mut tap);
     errors(&mut tap);
     old_controllers(&mut tap);
@@ -245,6 +250,18 @@ fn others(tap: &mut Tap, mode: Mode) {
     tap.check("and can be started again", smp::start(1));
     mode.send(id, smp::INIT);
     timer::delay(10_000);
+}
+
+/// String instructions reach the registers as all others do.
+fn strings(tap: &mut Tap) {
+    ENDS_BY_STRING.store(true, Relaxed);
+    for _ in 0..2 {
+        let before = count(CALL);
+        apic::copy_string(register::ICR, &(0x4_4000 | u32::from(CALL)));
+        tap.check("MOVSD to the command register sends an interrupt", comes(CALL, before));
+        tap.check("STOSD to EOI ends it", !Mode::Xapic.is_set(register::ISR, CALL));
+    }
+    ENDS_BY_STRING.store(false, Relaxed);
 }
 
 fn priorities(tap: &mut Tap) {
