@@ -4,15 +4,13 @@
 
 use crate::hw::read_tsc;
 use crate::vcpu::{Vcpu, todo};
-use crate::vendor::{Control, Delivery, DeliveryKind, Vendor};
+use crate::vendor::{Control, Delivery, DeliveryKind, Vendor, Window};
 use crate::x86::{NEVER, X86};
 use bulkhead::vm::Vm;
 use bulkhead_vdev::lapic::LocalApic;
 
 /// How many times a second it is looked whether a guest takes NMIs again, where the CPU does not tell.
 const NMI_LOOKS_PER_SECOND: u64 = 50_000;
-/// A vector of the highest class: external interrupts know no task priority.
-const ANY_PRIORITY: u8 = 0xff;
 
 /// #DF
 const DOUBLE_FAULT: u8 = 8;
@@ -90,7 +88,7 @@ impl<V: Vendor> X86<V> {
             self.external(vcpu, vm);
         } else if self.vendor.delivers_interrupts() {
             hand_over(vcpu);
-            vcpu.control.want_window(None);
+            vcpu.control.want_window(Window::Unwanted);
         } else {
             self.fixed(vcpu);
         }
@@ -117,16 +115,16 @@ impl<V: Vendor> X86<V> {
             hand_over(vcpu);
         }
         if vcpu.control.is_injecting() || !vcpu.control.is_open() {
-            vcpu.control.want_window(Some(ANY_PRIORITY));
+            vcpu.control.want_window(Window::External);
             return;
         }
         let vector = vm.irqs(self).wires.acknowledge_pic();
         vcpu.apic.take_external();
         vcpu.control.inject(Delivery::external(vector));
         if vcpu.apic.has_external() {
-            vcpu.control.want_window(Some(ANY_PRIORITY));
+            vcpu.control.want_window(Window::External);
         } else if self.vendor.delivers_interrupts() {
-            vcpu.control.want_window(None);
+            vcpu.control.want_window(Window::Unwanted);
         } else {
             self.fixed(vcpu);
         }
@@ -147,7 +145,7 @@ impl<V: Vendor> X86<V> {
             vcpu.apic.take(vector);
             vcpu.control.inject(Delivery::external(vector));
         }
-        vcpu.control.want_window(waiting(&vcpu.apic));
+        vcpu.control.want_window(waiting(&vcpu.apic).map_or(Window::Unwanted, Window::Vector));
     }
 }
 

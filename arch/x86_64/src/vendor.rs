@@ -154,9 +154,8 @@ pub trait Control {
     /// told where the instruction is executed again instead.
     fn interrupted(&self) -> Option<Delivery>;
 
-    /// Asks for [`Event::Window`] as soon as the guest could take an interrupt with this vector, by RFLAGS.IF and by its task
-    /// priority; `None`: no longer.
-    fn want_window(&mut self, vector: Option<u8>);
+    /// Asks for [`Event::Window`] as soon as the guest could take such an interrupt.
+    fn want_window(&mut self, window: Window);
 
     /// Asks for [`Event::Window`] as soon as the guest could take an NMI. `false`: the CPU cannot tell, look again soon.
     fn want_nmi_window(&mut self) -> bool;
@@ -185,6 +184,17 @@ pub trait Control {
     fn set_page_mode(&mut self, mode: PageMode) {
         let _ = mode;
     }
+}
+
+/// What a guest is to become open for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Window {
+    /// Nothing waits.
+    Unwanted,
+    /// An interrupt of the local APIC with this vector: RFLAGS.IF and the task priority have to let it in.
+    Vector(u8),
+    /// An interrupt of the 8259s: the task priority does not matter.
+    External,
 }
 
 /// Registers that a control block holds besides segments.

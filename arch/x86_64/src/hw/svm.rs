@@ -251,7 +251,7 @@ impl Block {
     /// Sets CR8 and the virtual interrupt that waits. Physical interrupts stay the host's.
     #[inline]
     pub fn set_interrupt(&mut self, value: u64) {
-        const OURS: u64 = interrupt::TASK_PRIORITY | interrupt::REQUESTED | interrupt::PRIORITY;
+        const OURS: u64 = interrupt::TASK_PRIORITY | interrupt::WAITING;
         self.vmcb.control.interrupt = value & OURS | interrupt::VIRTUAL_MASKING;
         self.vmcb.control.clean &= !clean::INTERRUPT;
     }

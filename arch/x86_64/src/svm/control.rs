@@ -4,7 +4,7 @@ use super::exit;
 use super::vmcb::{SegmentState, clean, interrupt};
 use crate::hw::svm::Block;
 use crate::vendor::{
-    Control, Delivery, DeliveryKind, Register, Segment, SegmentName, TableName, TableRegister,
+    Control, Delivery, DeliveryKind, Register, Segment, SegmentName, TableName, TableRegister, Window,
 };
 
 /// EFER.SVME: set while a guest runs, and not shown to it.
@@ -30,12 +30,12 @@ pub struct SvmControl {
     /// The state of [`super::generation`] in which cached translations were forgotten last.
     pub(super) seen: u64,
     /// What the window was asked for.
-    window: Option<u8>,
+    window: Window,
 }
 
 impl SvmControl {
     pub(super) fn new(block: Block) -> Self {
-        Self { block, nmi: NmiState::Open, seen: 0, window: None }
+        Self { block, nmi: NmiState::Open, seen: 0, window: Window::Unwanted }
     }
 
     /// The guest is about to execute IRET.
@@ -46,7 +46,7 @@ impl SvmControl {
 
     pub(super) fn reset(&mut self) {
         self.nmi = NmiState::Open;
-        self.window = None;
+        self.window = Window::Unwanted;
         // Translation is switched off behind the CPU's back: what it remembers of this guest goes before it runs again.
         self.seen = 0;
         self.block.reset();
@@ -192,16 +192,21 @@ impl Control for SvmControl {
     /// A virtual interrupt of the vector's priority is made to wait: the CPU compares with IF and CR8, and stops before it
     /// is taken (15.21.4).
     #[inline]
-    fn want_window(&mut self, vector: Option<u8>) {
-        if self.window == vector {
+    fn want_window(&mut self, window: Window) {
+        if self.window == window {
             return;
         }
-        self.window = vector;
-        let now = self.block.control().interrupt & !(interrupt::REQUESTED | interrupt::PRIORITY);
-        let wanted = vector
-            .map_or(0, |vector| interrupt::REQUESTED | u64::from(vector >> 4) << interrupt::PRIORITY_SHIFT);
+        self.window = window;
+        let now = self.block.control().interrupt & !interrupt::WAITING;
+        let wanted = match window {
+            Window::Unwanted => 0,
+            Window::Vector(vector) => {
+                interrupt::REQUESTED | u64::from(vector >> 4) << interrupt::PRIORITY_SHIFT
+            }
+            Window::External => interrupt::REQUESTED | interrupt::ANY_TASK_PRIORITY,
+        };
         self.block.set_interrupt(now | wanted);
-        self.block.intercept_window(vector.is_some());
+        self.block.intercept_window(window != Window::Unwanted);
     }
 
     fn want_nmi_window(&mut self) -> bool {

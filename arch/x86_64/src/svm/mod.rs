@@ -11,7 +11,9 @@ use crate::hw::Registers;
 use crate::hw::svm::{Block, Extension, enable};
 use crate::msr::Direction;
 use crate::npt::Npt;
-use crate::vendor::{Control as _, Event, Register, Segment, SegmentName, TableName, TableRegister, Vendor};
+use crate::vendor::{
+    Control as _, Event, Register, Segment, SegmentName, TableName, TableRegister, Vendor, Window,
+};
 use bulkhead::arch::{Unsupported, VcpuId};
 use bulkhead::memory::table::Stage2;
 use bulkhead_vdev::lapic::Page;
@@ -121,7 +123,7 @@ impl Vendor for Svm {
                 Event::Host
             }
             Event::Window => {
-                control.want_window(None);
+                control.want_window(Window::Unwanted);
                 Event::Window
             }
             event => event,
@@ -153,3 +155,6 @@ impl Vendor for Svm {
         area.fetched.get(..usize::from(area.fetched_count))
     }
 }
+
+#[cfg(test)]
+mod tests;

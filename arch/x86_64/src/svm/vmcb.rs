@@ -289,6 +289,10 @@ pub mod interrupt {
     pub const PRIORITY_SHIFT: u32 = 16;
     /// See above.
     pub const PRIORITY: u64 = 0xf << PRIORITY_SHIFT;
+    /// CR8 does not hold it back.
+    pub const ANY_TASK_PRIORITY: u64 = 1 << 20;
+    /// All that is about a virtual interrupt.
+    pub const WAITING: u64 = REQUESTED | PRIORITY | ANY_TASK_PRIORITY;
     /// RFLAGS.IF and CR8 are the guest's own; the host's IF counts for physical interrupts.
     pub const VIRTUAL_MASKING: u64 = 1 << 24;
 }

@@ -8,6 +8,7 @@ use crate::hw::vmx::{ApicAccess, MsrBitmap, Vmcs};
 use crate::hw::{GuestMsr, read_cr2, read_dr6, read_msr, write_cr2, write_dr6, write_guest_msr};
 use crate::vendor::{
     Control, Delivery, DeliveryKind, PageMode, Register, Segment, SegmentName, TableName, TableRegister,
+    Window,
 };
 use bulkhead_vdev::lapic::{Page, register};
 
@@ -322,21 +323,17 @@ impl Control for VmxControl {
 
     /// A vector that only the task priority holds back waits for that to be lowered, any other for the guest to be open.
     #[inline]
-    fn want_window(&mut self, vector: Option<u8>) {
+    fn want_window(&mut self, window: Window) {
         let nmi = self.windows & primary::NMI_WINDOW;
-        let Some(vector) = vector else {
-            self.open_windows(nmi);
-            self.set_threshold(0);
-            return;
+        let (windows, threshold) = match window {
+            Window::Unwanted => (nmi, 0),
+            Window::Vector(vector) if vector >> CLASS_SHIFT <= self.task_priority() => {
+                (nmi, vector >> CLASS_SHIFT)
+            }
+            Window::Vector(_) | Window::External => (nmi | primary::INTERRUPT_WINDOW, 0),
         };
-        let class = vector >> CLASS_SHIFT;
-        if class <= self.task_priority() {
-            self.open_windows(nmi);
-            self.set_threshold(class);
-        } else {
-            self.open_windows(nmi | primary::INTERRUPT_WINDOW);
-            self.set_threshold(0);
-        }
+        self.open_windows(windows);
+        self.set_threshold(threshold);
     }
 
     fn want_nmi_window(&mut self) -> bool {

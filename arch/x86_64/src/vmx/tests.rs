@@ -8,7 +8,7 @@ use super::*;
 use crate::control::{cr0, cr4};
 use crate::hw::set_tsc;
 use crate::hw::vmx::{Invalidation, script_exit, take_invalidations};
-use crate::vendor::{Control, Delivery};
+use crate::vendor::{Control, Delivery, Window};
 use alloc::vec;
 use alloc::vec::Vec;
 use bulkhead::memory::frames::{Frame, FramePool};
@@ -153,14 +153,24 @@ fn an_interrupt_that_the_task_priority_holds_back_waits_for_that() {
     let vmx = older();
     let mut control = loaded(&vmx);
     set(control.page, register::TASK_PRIORITY, 0x50);
-    control.want_window(Some(0x41));
+    control.want_window(Window::Vector(0x41));
     assert_eq!(control.vmcs.read(Field::TPR_THRESHOLD), 4);
     assert_eq!(control.windows, 0);
-    control.want_window(Some(0x61));
+    control.want_window(Window::Vector(0x61));
     assert_eq!(control.vmcs.read(Field::TPR_THRESHOLD), 0);
     assert_eq!(control.windows, primary::INTERRUPT_WINDOW);
-    control.want_window(None);
+    control.want_window(Window::Unwanted);
     assert_eq!(control.windows, 0);
+}
+
+#[test]
+fn an_interrupt_of_the_8259s_knows_no_task_priority() {
+    let vmx = older();
+    let mut control = loaded(&vmx);
+    set(control.page, register::TASK_PRIORITY, 0xf0);
+    control.want_window(Window::External);
+    assert_eq!(control.vmcs.read(Field::TPR_THRESHOLD), 0);
+    assert_eq!(control.windows, primary::INTERRUPT_WINDOW);
 }
 
 #[test]
@@ -168,7 +178,7 @@ fn no_entry_has_a_threshold_above_the_task_priority() {
     let vmx = older();
     let mut control = loaded(&vmx);
     set(control.page, register::TASK_PRIORITY, 0x50);
-    control.want_window(Some(0x41));
+    control.want_window(Window::Vector(0x41));
     set(control.page, register::TASK_PRIORITY, 0);
     script_exit(&[(Field::EXIT_REASON, 7)]);
     assert_eq!(vmx.enter(&mut control, &mut Registers::default()), Event::Window);

@@ -328,6 +328,13 @@ fn old_controllers(tap: &mut Tap) {
     let many = timer::spin_until(SOON, || count(PIC) >= before + 5);
     mask_interrupts();
     tap.check("the interval timer interrupts by the 8259", many);
+    let before = count(PIC);
+    let _ = cpu::set_cr8(15);
+    unmask_interrupts();
+    let many = timer::spin_until(SOON, || count(PIC) >= before + 5);
+    mask_interrupts();
+    let _ = cpu::set_cr8(0);
+    tap.check("whatever the task priority is", many);
     port::write8(irq::PIC[0].1, 0xff);
     tap.equal("the 8259's mask can be read", port::read8(irq::PIC[0].1), 0xff);
     timer::delay(3000);

@@ -1,0 +1,36 @@
+//! A vCPU's control block, on a scripted CPU.
+
+use super::vmcb::interrupt;
+use super::*;
+use crate::hw::{Leaf, set_cpuid};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use bulkhead::memory::frames::{Frame, FramePool};
+use bulkhead::memory::table::Format as _;
+
+fn control() -> SvmControl {
+    set_cpuid(0x8000_0001, 0, Leaf { ecx: 1 << 2, edx: 1 << 26, ..Leaf::default() });
+    set_cpuid(0x8000_000a, 0, Leaf { ebx: 16, edx: 1, ..Leaf::default() });
+    let svm = Svm::enable().unwrap();
+    let frames: Vec<Frame> = (0..4).map(|_| Frame::EMPTY).collect();
+    let mut pool = FramePool::new(frames.leak());
+    let space = Stage2::new(&mut pool, 46, Npt::LARGEST_LEAF).unwrap();
+    let mut control = svm.control(0, VcpuId(0), &space, Box::leak(Box::default()));
+    svm.reset(&mut control);
+    control
+}
+
+#[test]
+fn an_interrupt_of_the_8259s_knows_no_task_priority() {
+    let mut control = control();
+    control.set_task_priority(15);
+    control.want_window(Window::Vector(0x41));
+    let waiting = control.block.control().interrupt & interrupt::WAITING;
+    assert_eq!(waiting, interrupt::REQUESTED | 4 << interrupt::PRIORITY_SHIFT);
+    control.want_window(Window::External);
+    let waiting = control.block.control().interrupt & interrupt::WAITING;
+    assert_eq!(waiting, interrupt::REQUESTED | interrupt::ANY_TASK_PRIORITY);
+    control.want_window(Window::Unwanted);
+    assert_eq!(control.block.control().interrupt & interrupt::WAITING, 0);
+    assert_eq!(control.task_priority(), 15);
+}
