@@ -2,6 +2,7 @@
 
 use super::exit;
 use super::vmcb::{SegmentState, clean, interrupt};
+use crate::control::cr0;
 use crate::hw::svm::Block;
 use crate::vendor::{
     Control, Delivery, DeliveryKind, Register, Segment, SegmentName, TableName, TableRegister, Window,
@@ -176,7 +177,9 @@ impl Control for SvmControl {
             self.nmi = NmiState::Blocked;
             self.block.intercept_return(true);
         }
-        self.block.inject(exit::injection(delivery));
+        // Handlers of real mode find no error code.
+        let error = delivery.error.filter(|_| self.block.save().cr0 & cr0::PE != 0);
+        self.block.inject(exit::injection(Delivery { error, ..delivery }));
     }
 
     #[inline(always)]

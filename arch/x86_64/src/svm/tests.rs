@@ -1,8 +1,9 @@
 //! A vCPU's control block, on a scripted CPU.
 
-use super::vmcb::interrupt;
+use super::vmcb::{event, interrupt};
 use super::*;
 use crate::hw::{Leaf, set_cpuid};
+use crate::vendor::Delivery;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use bulkhead::memory::frames::{Frame, FramePool};
@@ -33,4 +34,15 @@ fn an_interrupt_of_the_8259s_knows_no_task_priority() {
     control.want_window(Window::Unwanted);
     assert_eq!(control.block.control().interrupt & interrupt::WAITING, 0);
     assert_eq!(control.task_priority(), 15);
+}
+
+#[test]
+fn an_exception_in_real_mode_has_no_error_code() {
+    let mut control = control();
+    control.inject(Delivery::exception(13, Some(0)));
+    assert!(control.is_injecting());
+    assert_eq!(control.block.control().event_injection & event::HAS_ERROR, 0);
+    control.set(Register::Cr0, 1);
+    control.inject(Delivery::exception(13, Some(0)));
+    assert_ne!(control.block.control().event_injection & event::HAS_ERROR, 0);
 }
