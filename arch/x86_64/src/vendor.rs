@@ -4,7 +4,7 @@
 //! A vendor runs guests and decodes exits; it decides nothing about a guest's machine. Whatever it cannot tell about an
 //! instruction (its length, its operands) it leaves open, and the shared layer decodes the instruction.
 
-use crate::hw::Registers;
+use crate::hw::{Alarm, Registers};
 use crate::msr::Direction;
 use bulkhead::arch::{Unsupported, VcpuId};
 use bulkhead::memory::table::{Format, Stage2};
@@ -359,8 +359,10 @@ impl Delivery {
 pub enum Event {
     /// A physical interrupt: its vector if the CPU has acknowledged it; else it still waits.
     Interrupt(Option<u8>),
-    /// Something that was only the host's (NMI, SMI, INIT), and is over.
+    /// Something that was only the host's, and is over.
     Host,
+    /// The machine reports an error.
+    Alarm(Alarm),
     /// `CPUID`
     Cpuid,
     /// `HLT`

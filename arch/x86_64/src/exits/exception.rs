@@ -1,7 +1,7 @@
 //! Exceptions that are taken from the guest first, because their delivery could repeat itself for ever.
 
+use super::fault;
 use super::guest::View;
-use super::{exception_vector, fault};
 use crate::control::{cr0, efer};
 use crate::mmio::Guest as _;
 use crate::paging::Reach;
@@ -16,12 +16,9 @@ use bulkhead_vdev::GuestMemory as _;
 const MOST_REPEATS: u32 = 256;
 
 impl<V: Vendor> X86<V> {
-    /// #DB and #AC go on to the guest, unless that would never end; #MC is the machine's.
+    /// #DB and #AC go on to the guest, unless that would never end.
     pub(super) fn exception(&self, exception: Delivery, vcpu: &mut Vcpu<V>, vm: &Vm<Self>) -> Option<Exit> {
         let vector = exception.vector;
-        if vector == exception_vector::MACHINE_CHECK {
-            return fault("the machine reported an error while it ran", None);
-        }
         let same = |first: Delivery| first.kind == DeliveryKind::Exception && first.vector == vector;
         if vcpu.control.interrupted().is_some_and(same) {
             return fault("the delivery of an exception caused the same exception, for ever", None);

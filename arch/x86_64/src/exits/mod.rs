@@ -9,7 +9,7 @@ mod msr;
 mod port;
 
 use crate::control::efer;
-use crate::hw::trail::Code;
+use crate::hw::{self, trail::Code};
 use crate::insn::{self, Known};
 use crate::mmio::Guest as _;
 use crate::vcpu::{Vcpu, todo};
@@ -34,7 +34,6 @@ mod exception_vector {
     pub(super) const STACK: u8 = 12;
     pub(super) const PROTECTION: u8 = 13;
     pub(super) const PAGE: u8 = 14;
-    pub(super) const MACHINE_CHECK: u8 = 18;
 }
 
 /// Serves what ended the guest's turn. `None`: the guest goes on.
@@ -80,6 +79,7 @@ fn rare<V: Vendor>(arch: &X86<V>, event: Event, vcpu: &mut Vcpu<V>, vm: &Vm<X86<
         Event::Shutdown => {
             fault("it shut down its CPU by a triple fault: a handler of a double fault faulted", None)
         }
+        Event::Alarm(alarm) => hw::raise(alarm),
         Event::Refused(cause) => fault(cause, None),
         // The hot ones are served above; these are over.
         _ => None,

@@ -1,7 +1,7 @@
 //! A scripted CPU for tests on the host: registers hold what was written, CPUID says what a test wants, and no interrupt comes
 //! but those that a test queued.
 
-use super::{GuestMsr, HostTables, Leaf};
+use super::{Alarm, GuestMsr, HostTables, Leaf};
 use bulkhead::arch::Arch;
 use bulkhead::vcpu::Cpu;
 use std::cell::RefCell;
@@ -170,6 +170,11 @@ pub fn take_interrupt() -> Option<u8> {
 #[must_use]
 pub fn wait_for_interrupt() -> Option<u8> {
     take_interrupt()
+}
+
+/// Nobody would go on.
+pub fn raise(alarm: Alarm) -> ! {
+    panic!("the machine stops: {alarm:?}")
 }
 
 /// Not random at all.

@@ -2,7 +2,7 @@
 //!
 //! Interrupts are masked for as long as our own code runs, but for the windows of [`take_interrupt`] and [`wait_for_interrupt`].
 
-use super::{GuestMsr, HostTables, Leaf};
+use super::{Alarm, GuestMsr, HostTables, Leaf};
 use core::arch::asm;
 use core::arch::x86_64::{__cpuid_count, _rdtsc};
 
@@ -206,6 +206,17 @@ pub fn wait_for_interrupt() -> Option<u8> {
     // SAFETY: as `take_interrupt`; between `sti` and `hlt` no interrupt is taken, so none is missed.
     unsafe { asm!("xor eax, eax", "sti", "hlt", "cli", out("eax") vector) };
     u8::try_from(vector).ok().filter(|vector| *vector != 0)
+}
+
+/// Takes an alarm that ended a guest's turn as if it had come outside of one: our handler tells it, and stops the machine.
+#[cold]
+pub fn raise(alarm: Alarm) -> ! {
+    match alarm {
+        // SAFETY: the handler has a stack of its own and does not return.
+        Alarm::NonMaskable => unsafe { asm!("int 2", "ud2", options(noreturn)) },
+        // SAFETY: as above.
+        Alarm::MachineCheck => unsafe { asm!("int 18", "ud2", options(noreturn)) },
+    }
 }
 
 /// Nothing more to do, ever.

@@ -104,6 +104,15 @@ pub fn has_tsc_aux() -> bool {
     cpuid(0x8000_0001, 0).edx & RDTSCP != 0 || cpuid(0, 0).eax >= 7 && cpuid(7, 0).ecx & RDPID != 0
 }
 
+/// What a machine tells of itself at any time (SDM Vol. 3A, table 6-1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Alarm {
+    /// A physical NMI.
+    NonMaskable,
+    /// A machine check.
+    MachineCheck,
+}
+
 /// Where this CPU's descriptor tables are, as a control block wants them for the way back to the host.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct HostTables {

@@ -32,8 +32,6 @@ use metal as cpu;
 #[cfg(not(target_os = "none"))]
 pub use fake::{Invalidation, script_exit, take_invalidations, written};
 
-pub use cpu::{fire_machine_check, unblock_nmi};
-
 /// CPUID leaf 1, ECX: VMX.
 const HAS_VMX: u32 = 1 << 5;
 /// CR4.VMXE (SDM Vol. 3C, 23.7).

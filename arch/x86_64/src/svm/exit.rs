@@ -1,6 +1,7 @@
 //! Why a guest's turn ended, out of its control block (APM Vol. 2, appendix C).
 
 use super::vmcb::{ControlArea, SaveArea, event};
+use crate::hw::Alarm;
 use crate::vendor::{ControlAccess, Delivery, DeliveryKind, Event, MemoryAccess, PortAccess};
 use bulkhead_vdev::Gpa;
 
@@ -10,7 +11,9 @@ pub mod code {
     pub const WRITE_CR8: u64 = 0x18;
     /// Exceptions: this and the vector.
     pub const EXCEPTION: u64 = 0x40;
-    /// The last of them.
+    /// A machine check.
+    pub const MACHINE_CHECK: u64 = EXCEPTION + 18;
+    /// The last exception.
     pub const LAST_EXCEPTION: u64 = 0x5f;
     /// A physical interrupt.
     pub const INTERRUPT: u64 = 0x60;
@@ -105,6 +108,7 @@ fn rare(exit: u64, control: &ControlArea, save: &SaveArea) -> Event {
         code::WBINVD | code::INVD => Event::CacheFlush,
         code::RDPMC => Event::ReadCounter,
         code::WRITE_CR8 => Event::Control(ControlAccess::Undecoded),
+        code::MACHINE_CHECK => Event::Alarm(Alarm::MachineCheck),
         code::EXCEPTION..=code::LAST_EXCEPTION => {
             let vector = u8::try_from(exit - code::EXCEPTION).unwrap_or(0);
             let error = (HAS_ERROR >> vector & 1 != 0).then_some(low_half(control.exit_info_1));
@@ -241,6 +245,7 @@ mod tests {
     fn exceptions_have_their_error_codes() {
         assert_eq!(exit(0x51, 0, 0), Event::Exception(Delivery::exception(17, Some(0))));
         assert_eq!(exit(0x41, 7, 0), Event::Exception(Delivery::exception(1, None)));
+        assert_eq!(exit(0x52, 0, 0), Event::Alarm(Alarm::MachineCheck), "that is the machine's");
     }
 
     #[test]

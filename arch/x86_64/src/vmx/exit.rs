@@ -1,6 +1,7 @@
 //! What a VM exit means, in no vendor's words (SDM Vol. 3C, 28.2). Pure: it reads fields through a function.
 
 use super::vmcs::{Field, interruption, reason};
+use crate::hw::Alarm;
 use crate::vendor::{
     ControlAccess, Delivery, DeliveryKind, Event, MemoryAccess, PortAccess, TaskSwitch, TaskSwitchSource,
 };
@@ -17,10 +18,6 @@ const MACHINE_CHECK: u8 = 18;
 pub enum Decoded {
     /// As the shared layer has it.
     Event(Event),
-    /// A physical NMI: the next one is blocked until somebody executes IRET.
-    PhysicalNmi,
-    /// A machine check.
-    MachineCheck,
     /// A debug exception with these bits for DR6.
     Debug(u64),
     /// The CPU refused the guest's state.
@@ -40,7 +37,7 @@ macro_rules! low {
 #[inline(always)]
 pub fn decode(why: u64, read: impl Fn(Field) -> u64) -> Decoded {
     if why & reason::ENTRY_FAILED != 0 {
-        return Decoded::BadState;
+        return not_entered(low!(why, u16));
     }
     let event = match low!(why, u16) {
         reason::CPUID => Event::Cpuid,
@@ -83,6 +80,15 @@ pub fn decode(why: u64, read: impl Fn(Field) -> u64) -> Decoded {
     Decoded::Event(event)
 }
 
+/// Why a guest was not entered: by its own state, or by the machine's (27.9).
+#[cold]
+const fn not_entered(why: u16) -> Decoded {
+    match why {
+        reason::MACHINE_CHECK => Decoded::Event(Event::Alarm(Alarm::MachineCheck)),
+        _ => Decoded::BadState,
+    }
+}
+
 /// Whether EXIT_LENGTH holds the length of the instruction that exited (28.2.5).
 pub const fn has_length(why: u64) -> bool {
     matches!(
@@ -100,11 +106,11 @@ pub const fn has_length(why: u64) -> bool {
 fn exception(read: impl Fn(Field) -> u64) -> Decoded {
     let what = read(Field::EXIT_INTERRUPTION);
     if what & interruption::KIND == interruption::NMI {
-        return Decoded::PhysicalNmi;
+        return Decoded::Event(Event::Alarm(Alarm::NonMaskable));
     }
     let vector = low!(what, u8);
     if vector == MACHINE_CHECK {
-        return Decoded::MachineCheck;
+        return Decoded::Event(Event::Alarm(Alarm::MachineCheck));
     }
     // INT1 exits before it is executed, and tells nothing for DR6.
     if what & interruption::KIND == interruption::PRIVILEGED_EXCEPTION {
@@ -291,6 +297,15 @@ mod tests {
     #[test]
     fn an_entry_that_failed_is_no_exit() {
         assert_eq!(exit(&[(Field::EXIT_REASON, 0x8000_0021)]), Decoded::BadState);
+    }
+
+    #[test]
+    fn what_the_machine_tells_is_an_alarm() {
+        let exception = |what| exit(&[(Field::EXIT_INTERRUPTION, what)]);
+        let machine_check = Decoded::Event(Event::Alarm(Alarm::MachineCheck));
+        assert_eq!(exception(0x8000_0202), Decoded::Event(Event::Alarm(Alarm::NonMaskable)));
+        assert_eq!(exception(0x8000_0312), machine_check);
+        assert_eq!(exit(&[(Field::EXIT_REASON, 0x8000_0029)]), machine_check, "on the way into the guest");
     }
 
     #[test]

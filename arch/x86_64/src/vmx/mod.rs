@@ -10,9 +10,7 @@ pub mod failure;
 pub mod vmcs;
 
 use crate::ept::Ept;
-use crate::hw::vmx::{
-    Confinement, MsrBitmap, Shared, Vmcs, capabilities, fire_machine_check, switch_on, unblock_nmi,
-};
+use crate::hw::vmx::{Confinement, MsrBitmap, Shared, Vmcs, capabilities, switch_on};
 use crate::hw::{GuestMsr, Registers, cpuid, read_dr6, read_tsc, take_interrupt, write_dr6};
 use crate::msr::Direction;
 use crate::vendor::{
@@ -120,14 +118,6 @@ impl Vmx {
     fn rare(&self, control: &mut VmxControl, decoded: Decoded) -> Event {
         match decoded {
             Decoded::Event(event) => event,
-            Decoded::PhysicalNmi => {
-                unblock_nmi();
-                Event::Host
-            }
-            Decoded::MachineCheck => {
-                fire_machine_check();
-                Event::Host
-            }
             Decoded::Debug(causes) => {
                 write_dr6(read_dr6() & !0xf | causes & DR6_CAUSES);
                 Event::Exception(Delivery::exception(1, None))

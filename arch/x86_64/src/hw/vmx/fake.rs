@@ -98,9 +98,3 @@ pub fn take_invalidations() -> Vec<Invalidation> {
 pub(super) fn translate(_root: Hpa, _at: Gpa) -> Option<Hpa> {
     Some(Hpa(0xa_0000))
 }
-
-/// Nothing is blocked.
-pub fn unblock_nmi() {}
-
-/// Nothing comes of it.
-pub fn fire_machine_check() {}

@@ -107,31 +107,3 @@ pub(super) fn translate(root: Hpa, at: Gpa) -> Option<Hpa> {
     }
     None
 }
-
-/// A physical NMI was taken by an exit: the next one may come.
-pub fn unblock_nmi() {
-    // SAFETY: IRET to the next instruction, with the selectors and flags that we have.
-    unsafe {
-        asm!(
-            "mov {old}, rsp",
-            "mov {word:e}, ss",
-            "push {word}",
-            "push {old}",
-            "pushfq",
-            "mov {word:e}, cs",
-            "push {word}",
-            "lea {word}, [rip + 2f]",
-            "push {word}",
-            "iretq",
-            "2:",
-            old = out(reg) _,
-            word = out(reg) _,
-        );
-    }
-}
-
-/// A machine check came while a guest ran: our own handler says so.
-pub fn fire_machine_check() {
-    // SAFETY: our handler of the exception stops the machine.
-    unsafe { asm!("int 18") };
-}
