@@ -129,6 +129,9 @@ pub fn read_tsc() -> u64 {
     })
 }
 
+/// Nothing overtakes anything.
+pub fn fence_stores() {}
+
 /// Nothing is cached.
 pub fn write_back_caches() {}
 

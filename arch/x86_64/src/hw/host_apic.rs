@@ -4,7 +4,7 @@
 //! In x2APIC mode wherever the CPU has it: one instruction per access, no page.
 
 use super::mmio::Page;
-use super::{cpuid, read_msr, read_tsc, take_interrupt, wait_for_interrupt, write_msr};
+use super::{cpuid, fence_stores, read_msr, read_tsc, take_interrupt, wait_for_interrupt, write_msr};
 
 /// The vectors of host interrupts. The high four bits are the priority.
 pub mod vector {
@@ -182,8 +182,8 @@ impl HostApic {
 
     fn command(&self, to: u32, command: u32) {
         let Some(page) = &self.page else {
-            // The interrupt may overtake stores before it in this mode (SDM Vol. 3A, 11.12.3).
-            core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+            // The interrupt would overtake stores before it in this mode.
+            fence_stores();
             // SAFETY: an interrupt or a start-up of another CPU; what that executes is ours.
             unsafe { write_msr(FIRST_MSR + register::ICR, u64::from(to) << 32 | u64::from(command)) };
             return;

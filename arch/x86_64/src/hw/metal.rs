@@ -139,6 +139,14 @@ pub fn read_tsc() -> u64 {
     unsafe { _rdtsc() }
 }
 
+/// Stores before are visible before a write of an x2APIC register has an effect (SDM Vol. 3A, 11.12.3). A fence of Rust's is a
+/// locked instruction here, which WRMSR does not wait for.
+#[inline(always)]
+pub fn fence_stores() {
+    // SAFETY: only delays what follows.
+    unsafe { asm!("mfence", "lfence", options(nostack, preserves_flags)) };
+}
+
 /// Writes all caches back and empties them.
 pub fn write_back_caches() {
     // SAFETY: caches are transparent.
