@@ -355,6 +355,15 @@ impl Vmcs {
         entered
     }
 
+    /// The CPU did not run the guest: whether the VMCS counts as launched then depends on what failed (27.8), so it is launched
+    /// anew.
+    #[cold]
+    pub fn launch_again(&mut self) {
+        cpu::vmclear(physical(&*self.region));
+        cpu::vmptrld(physical(&*self.region));
+        self.launched = false;
+    }
+
     /// Forgets what this CPU cached of the guest's second stage.
     pub fn forget_space(&self, controls: &Controls) {
         const SINGLE: u64 = 1;

@@ -129,15 +129,17 @@ impl Vmx {
     /// What is wrong with a guest that the CPU does not run.
     #[cold]
     #[inline(never)]
-    fn refusal(&self, control: &VmxControl) -> Event {
+    fn refusal(&self, control: &mut VmxControl) -> Event {
+        control.vmcs.launch_again();
         Event::Refused(failure::explain(&Read(&control.vmcs), &self.capabilities))
     }
 
     #[cold]
     #[inline(never)]
-    fn not_entered(&self, control: &VmxControl) -> Event {
+    fn not_entered(&self, control: &mut VmxControl) -> Event {
         let number = control.vmcs.read(Field::INSTRUCTION_ERROR);
-        failure::instruction_error(number).map_or_else(|| self.refusal(control), Event::Refused)
+        let refusal = self.refusal(control);
+        failure::instruction_error(number).map_or(refusal, Event::Refused)
     }
 }
 

@@ -272,6 +272,21 @@ fn the_stack_pointer_is_among_the_registers() {
 }
 
 #[test]
+fn a_vcpu_that_was_refused_at_first_can_be_launched() {
+    const BAD_STATE: u64 = 0x8000_0021;
+    let vmx = vmx();
+    let mut control = loaded(&vmx);
+    let mut enter = |why: u64| {
+        script_exit(&[(Field::EXIT_REASON, why)]);
+        vmx.enter(&mut control, &mut Registers::default())
+    };
+    assert!(matches!(enter(BAD_STATE), Event::Refused(_)));
+    assert_eq!([enter(10), enter(10)], [Event::Cpuid; 2], "launched, then resumed");
+    assert!(matches!(enter(BAD_STATE), Event::Refused(_)));
+    assert_eq!([enter(10), enter(10)], [Event::Cpuid; 2]);
+}
+
+#[test]
 fn msrs_are_let_through_by_direction() {
     let mut vmx = vmx();
     vmx.permit(0xc000_0100, Direction::Read);

@@ -6,7 +6,7 @@ use crate::vmx::vmcs::{Encoded, Field};
 use bulkhead::memory::Hpa;
 use bulkhead_vdev::Gpa;
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::vec::Vec;
 
 #[derive(Default)]
@@ -15,6 +15,7 @@ struct Cpu {
     fields: HashMap<(u64, u32), u64>,
     exits: VecDeque<Vec<(Field, u64)>>,
     invalidations: Vec<Invalidation>,
+    launched: HashSet<u64>,
 }
 
 /// What the CPU was told to forget.
@@ -45,7 +46,13 @@ pub(super) fn vmxon(_region: u64) -> bool {
     true
 }
 
-pub(super) fn vmclear(_region: u64) -> bool {
+pub(super) fn vmclear(region: u64) -> bool {
+    CPU.with_borrow_mut(|cpu| {
+        cpu.launched.remove(&region);
+        if cpu.current == region {
+            cpu.current = u64::MAX;
+        }
+    });
     true
 }
 
@@ -69,10 +76,18 @@ pub(super) fn vmwrite(field: u32, value: u64) {
     });
 }
 
-pub(super) fn enter(_registers: &mut Registers, _host_stack: &mut u64, _launched: bool) -> bool {
-    let exit = CPU.with_borrow_mut(|cpu| cpu.exits.pop_front());
+/// A VMCS that is not launched is not resumed, and the other way round; it is launched once its guest runs.
+pub(super) fn enter(_registers: &mut Registers, _host_stack: &mut u64, launched: bool) -> bool {
+    const ENTRY_FAILED: u64 = 1 << 31;
+    let exit = CPU.with_borrow_mut(|cpu| {
+        let is_right = cpu.launched.contains(&cpu.current) == launched;
+        if is_right { cpu.exits.pop_front() } else { None }
+    });
     for (field, value) in exit.iter().flatten() {
         vmwrite(field.encoding(), *value);
+    }
+    if exit.is_some() && vmread(Field::EXIT_REASON.encoding()) & ENTRY_FAILED == 0 {
+        CPU.with_borrow_mut(|cpu| cpu.launched.insert(cpu.current));
     }
     exit.is_some()
 }
