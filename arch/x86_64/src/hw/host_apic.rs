@@ -33,12 +33,15 @@ const TSC_DEADLINE: u32 = 0x6e0;
 /// Registers, by their number in x2APIC mode less 0x800.
 mod register {
     pub(super) const ID: u32 = 0x02;
+    pub(super) const VERSION: u32 = 0x03;
     pub(super) const TPR: u32 = 0x08;
     pub(super) const EOI: u32 = 0x0b;
     pub(super) const SVR: u32 = 0x0f;
     pub(super) const ICR: u32 = 0x30;
     pub(super) const ICR_HIGH: u32 = 0x31;
     pub(super) const LVT_TIMER: u32 = 0x32;
+    pub(super) const LVT_THERMAL: u32 = 0x33;
+    pub(super) const LVT_PERFORMANCE: u32 = 0x34;
     pub(super) const LVT_LINT0: u32 = 0x35;
     pub(super) const LVT_ERROR: u32 = 0x37;
     pub(super) const INITIAL_COUNT: u32 = 0x38;
@@ -51,6 +54,8 @@ const SOFTWARE_ENABLE: u32 = 1 << 8;
 /// LVT: masked; timer mode TSC-deadline.
 const MASKED: u32 = 1 << 16;
 const BY_DEADLINE: u32 = 2 << 17;
+const DELIVERY_MODE: u32 = 7 << 8;
+const SMI: u32 = 2 << 8;
 /// DCR: divide by 1.
 const DIVIDE_BY_1: u32 = 0xb;
 /// ICR: delivery modes, level asserted, not yet sent.
@@ -119,6 +124,13 @@ impl HostApic {
         // The 8259s are masked, and an error is nothing that we could mend.
         self.write(register::LVT_LINT0, MASKED);
         self.write(register::LVT_ERROR, MASKED);
+        let last_entry = self.read(register::VERSION) >> 16 & 0xff;
+        for (register, entry) in [(register::LVT_PERFORMANCE, 4), (register::LVT_THERMAL, 5)] {
+            // What goes to firmware by SMI is firmware's.
+            if entry <= last_entry && self.read(register) & DELIVERY_MODE != SMI {
+                self.write(register, MASKED);
+            }
+        }
         self.write(register::DIVIDE, DIVIDE_BY_1);
         self.stop_counting();
         // What firmware left in service: at most one for each vector.
@@ -272,6 +284,23 @@ mod tests {
         assert_eq!(apic.page, None);
         assert_eq!(read_msr(APIC_BASE) & (ENABLED | X2APIC), ENABLED | X2APIC);
         assert_eq!(read_msr(0x80f), 0x1ff);
+    }
+
+    #[test]
+    fn what_firmware_left_unmasked_is_masked_unless_it_is_its_own() {
+        let set = |register: u32, value| {
+            // SAFETY: the fake CPU has no interrupts.
+            unsafe { write_msr(FIRST_MSR + register, value) };
+        };
+        set(register::VERSION, 5 << 16);
+        set(register::LVT_PERFORMANCE, 0x400);
+        set(register::LVT_THERMAL, 0x200);
+        let apic = x2apic();
+        assert_eq!(apic.read(register::LVT_PERFORMANCE), MASKED);
+        assert_eq!(apic.read(register::LVT_THERMAL), SMI);
+        set(register::VERSION, 4 << 16);
+        set(register::LVT_THERMAL, 0x400);
+        assert_eq!(x2apic().read(register::LVT_THERMAL), 0x400, "there is none");
     }
 
     #[test]

@@ -62,6 +62,7 @@ const CR4: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10;
 /// CR4: XSAVE may be used.
 const OSXSAVE: u64 = 1 << 18;
 const IA32_PAT: u32 = 0x277;
+const IA32_XSS: u32 = 0xda0;
 
 unsafe extern "C" {
     safe static __image_start: u8;
@@ -242,6 +243,7 @@ fn own_apic() -> (u32, u32) {
 /// What every CPU sets before anything else: its descriptors, what its page tables mean, and extended states.
 pub(super) fn set_up_cpu(cpu: usize) {
     const XSAVE: u32 = 1 << 26;
+    const XSAVES: u32 = 1 << 3;
     let (block, _) = stack_block(cpu);
     let faults = block + (offset_of!(Stack<STACK_BYTES>, faults) + FAULT_BYTES) as u64;
     let alarms = block + (offset_of!(Stack<STACK_BYTES>, alarms) + FAULT_BYTES) as u64;
@@ -251,6 +253,10 @@ pub(super) fn set_up_cpu(cpu: usize) {
     if cpuid(1, 0).ecx & XSAVE != 0 {
         // SAFETY: it allows guests' states to be saved; no code of ours has any.
         unsafe { write_cr4(read_cr4() | OSXSAVE) };
+        if cpuid(0xd, 1).eax & XSAVES != 0 {
+            // SAFETY: no state of supervisors is saved, whatever firmware left there.
+            unsafe { write_msr(IA32_XSS, 0) };
+        }
     }
 }
 

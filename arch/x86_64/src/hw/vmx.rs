@@ -236,9 +236,6 @@ impl Vmcs {
         if controls.features.vpid {
             set(Guarded::VPID, confinement.vpid.into());
         }
-        if controls.features.xsaves {
-            set(Guarded::XSS_EXITING, 0);
-        }
         if controls.features.encls {
             set(Guarded::ENCLS_EXITING, u64::MAX);
         }

@@ -86,8 +86,6 @@ pub mod secondary {
     pub const INVPCID: u32 = 1 << 12;
     /// ENCLS exits.
     pub const ENCLS: u32 = 1 << 15;
-    /// XSAVES and XRSTORS work.
-    pub const XSAVES: u32 = 1 << 20;
 }
 
 /// VM-exit controls (25.7.1).
@@ -264,8 +262,6 @@ pub struct Features {
     pub rdtscp: bool,
     /// INVPCID works in the guest.
     pub invpcid: bool,
-    /// XSAVES and XRSTORS work in the guest.
-    pub xsaves: bool,
     /// ENCLS exits: it has a bitmap.
     pub encls: bool,
 }
@@ -340,12 +336,8 @@ const UNWANTED: u32 = primary::INVLPG
     | primary::PAUSE;
 
 /// Used where they are present.
-const WANTED_SECONDARY: u32 = secondary::RDTSCP
-    | secondary::VPID
-    | secondary::WBINVD
-    | secondary::INVPCID
-    | secondary::ENCLS
-    | secondary::XSAVES;
+const WANTED_SECONDARY: u32 =
+    secondary::RDTSCP | secondary::VPID | secondary::WBINVD | secondary::INVPCID | secondary::ENCLS;
 
 /// All that the CPU needs to serve the virtual APIC: with less, each access exits and interrupts are injected.
 const VIRTUAL_APIC: u32 =
@@ -394,7 +386,6 @@ impl Controls {
         features.vpid = secondary & secondary::VPID != 0;
         features.rdtscp = secondary & secondary::RDTSCP != 0;
         features.invpcid = secondary & secondary::INVPCID != 0;
-        features.xsaves = secondary & secondary::XSAVES != 0;
         features.encls = secondary & secondary::ENCLS != 0;
         if pin & pin::TIMER != 0 {
             features.timer_shift = u32::try_from(capabilities.misc & 0x1f).ok();
@@ -513,7 +504,7 @@ pub(super) mod tests {
         let controls = Controls::choose(&capabilities(&skylake())).unwrap();
         assert_eq!(controls.pin, 0x7f);
         assert_eq!(controls.primary, 0xb620_6dfa);
-        assert_eq!(controls.secondary, 0x0010_13ea);
+        assert_eq!(controls.secondary, 0x0000_13ea);
         assert_eq!(controls.exit, 0x003f_efff);
         assert_eq!(controls.entry, 0x0000_d1ff);
         let features = controls.features;
@@ -540,7 +531,7 @@ pub(super) mod tests {
         let features = Controls::choose(&capabilities(&sandy_bridge())).unwrap().features;
         assert!(!features.virtual_interrupts);
         assert!(!features.gibibyte_pages);
-        assert!(features.vpid && features.rdtscp && !features.invpcid && !features.xsaves);
+        assert!(features.vpid && features.rdtscp && !features.invpcid);
     }
 
     #[test]

@@ -86,7 +86,6 @@ fields! {
     VIRTUAL_APIC = 0x2012: "The page with the guest's APIC registers.",
     APIC_ACCESS = 0x2014: "The page that stands for the APIC in guest-physical memory.",
     EPT_POINTER = 0x201a: "Root of the second stage.",
-    XSS_EXITING = 0x202c: "Bits of IA32_XSS for which XSAVES and XRSTORS exit.",
     ENCLS_EXITING = 0x202e: "Leaves of ENCLS that exit.",
     LINK_POINTER = 0x2800: "No shadow VMCS: all ones.",
     HOST_PAT = 0x2c00: "IA32_PAT.",
