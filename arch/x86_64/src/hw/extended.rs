@@ -1,6 +1,6 @@
 //! A guest's x87, SSE, AVX and further states, which no code of ours uses: they stay in the CPU while a guest is loaded.
 
-use super::{cpuid, fxrstor, fxsave, read_cr4, xrstor, xsave};
+use super::{cpuid, forget_x87_pointers, fxrstor, fxsave, read_cr4, xrstor, xsave};
 use alloc::boxed::Box;
 use alloc::vec;
 
@@ -23,6 +23,8 @@ struct Line([u8; 64]);
 pub struct ExtendedState {
     lines: Box<[Line]>,
     by_xsave: bool,
+    /// See [`leaks_pointers`].
+    leaks_pointers: bool,
 }
 
 impl Default for ExtendedState {
@@ -38,7 +40,11 @@ impl ExtendedState {
         let by_xsave = read_cr4() & OSXSAVE != 0;
         let all = if by_xsave { cpuid(0xd, 0).ecx as usize } else { 0 };
         let bytes = all.max(LEGACY_BYTES + HEADER_BYTES);
-        let mut new = Self { lines: vec![Line([0; 64]); bytes.div_ceil(64)].into(), by_xsave };
+        let mut new = Self {
+            lines: vec![Line([0; 64]); bytes.div_ceil(64)].into(),
+            by_xsave,
+            leaks_pointers: leaks_pointers(),
+        };
         new.reset();
         new
     }
@@ -66,6 +72,9 @@ impl ExtendedState {
 
     /// Copies the states of `mask`, which XCR0 enables, into the CPU.
     pub fn load(&self, mask: u64) {
+        if self.leaks_pointers {
+            forget_x87_pointers();
+        }
         let area = self.lines.as_ptr().cast();
         if self.by_xsave {
             // SAFETY: as in `save`; the content is the initial one, or what the CPU wrote.
@@ -77,9 +86,31 @@ impl ExtendedState {
     }
 }
 
+/// Whether FXRSTOR and XRSTOR leave the x87 unit's last instruction and operand as they are while no exception is pending:
+/// another guest's (APM Vol. 5, FXRSTOR). Newer CPUs say that they restore them always.
+fn leaks_pointers() -> bool {
+    const RESTORES_POINTERS: u32 = 1 << 2;
+    let maker = cpuid(0, 0).ebx;
+    let is_amd = [*b"Auth", *b"Hygo"].map(u32::from_le_bytes).contains(&maker);
+    is_amd && cpuid(0x8000_0008, 0).ebx & RESTORES_POINTERS == 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hw::{Leaf, set_cpuid};
+
+    #[test]
+    fn pointers_are_forgotten_where_they_would_leak() {
+        let leaks = |maker: [u8; 4], ebx| {
+            set_cpuid(0, 0, Leaf { ebx: u32::from_le_bytes(maker), ..Leaf::default() });
+            set_cpuid(0x8000_0008, 0, Leaf { ebx, ..Leaf::default() });
+            leaks_pointers()
+        };
+        assert!(leaks(*b"Auth", 0));
+        assert!(!leaks(*b"Auth", 4));
+        assert!(!leaks(*b"Genu", 0));
+    }
 
     #[test]
     fn the_initial_state_is_that_of_a_reset_cpu() {

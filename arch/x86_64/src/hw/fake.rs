@@ -213,3 +213,6 @@ pub(super) unsafe fn fxsave(_area: *mut u8) {}
 
 /// Copies nothing.
 pub(super) unsafe fn fxrstor(_area: *const u8) {}
+
+/// There are none.
+pub(super) fn forget_x87_pointers() {}

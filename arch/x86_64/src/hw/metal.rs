@@ -319,6 +319,16 @@ pub(super) unsafe fn xrstor(area: *const u8, mask: u64) {
     };
 }
 
+/// Makes the x87 unit's last instruction and operand ours. A pending exception of the last guest must not be raised by it.
+pub(super) fn forget_x87_pointers() {
+    static OPERAND: u32 = 0;
+    // SAFETY: no code of ours uses the unit, and its whole state is loaded next.
+    unsafe {
+        asm!("fnclex", "ffree st(7)", "fild dword ptr [{}]", in(reg) &raw const OPERAND,
+            options(nostack, preserves_flags, readonly));
+    };
+}
+
 /// Copies x87 and SSE states to `area`.
 ///
 /// # Safety
