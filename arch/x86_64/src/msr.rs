@@ -172,7 +172,7 @@ const CHECK_STATUS_WRITABLE: u64 = 1 << 18;
 const SYSCFG_WRITABLE: u64 = 0x1f << 18;
 /// VM_CR: LOCK and SVMDIS (APM Vol. 2, 15.30.1).
 const NO_SVM: u64 = 1 << 3 | 1 << 4;
-/// DE_CFG: LFENCE serialises, as the hypervisor itself sets it up.
+/// DE_CFG: LFENCE serialises, as `hw::svm` sets it up, or as the CPU has it by itself.
 const LFENCE_SERIALISES: u64 = 1 << 1;
 /// IA32_ARCH_CAPABILITIES: what says that something is not needed, or that VERW does it (SDM Vol. 4, table 2-2).
 const HARMLESS_CAPABILITIES: u64 = 0x1d1a_e17f;

@@ -18,6 +18,9 @@ const VM_CR: u32 = 0xc001_0114;
 const VM_CR_DISABLED: u64 = 1 << 4;
 /// VM_HSAVE_PA (15.30.4).
 const HOST_SAVE: u32 = 0xc001_0117;
+/// DE_CFG: bit 1 makes LFENCE serialise (AMD, Software techniques for managing speculation, G-2).
+const DE_CFG: u32 = 0xc001_1029;
+const LFENCE_SERIALISES: u64 = 1 << 1;
 /// CPUID leaves (APM Vol. 3, E.4): features, address sizes, SVM.
 const FEATURES: u32 = 0x8000_0001;
 const FEATURE_SVM: u32 = 1 << 2;
@@ -111,6 +114,10 @@ pub fn enable() -> Result<Extension, Unsupported> {
     let sizes = cpuid(ADDRESS_SIZES, 0).eax;
     let bits = if sizes >> 16 & 0xff == 0 { sizes & 0xff } else { sizes >> 16 & 0xff };
     let save = pages(1);
+    if can_make_lfence_serialise() {
+        // SAFETY: LFENCE waits for what is before it, as everybody thinks that it does.
+        unsafe { write_msr(DE_CFG, read_msr(DE_CFG) | LFENCE_SERIALISES) };
+    }
     // SAFETY: SVME alone changes nothing but that SVM's instructions exist.
     unsafe { write_msr(EFER, read_msr(EFER) | EFER_SVME) };
     // SAFETY: the page belongs to the CPU from here on: it lives as long as the extension, and nobody looks at it.
@@ -128,6 +135,21 @@ pub fn enable() -> Result<Extension, Unsupported> {
         has_flush_by_asid: offered.edx & SVM_FLUSH_BY_ASID != 0,
         clean: if offered.edx & SVM_CLEAN_BITS != 0 { clean::ALL } else { 0 },
     })
+}
+
+/// Whether LFENCE serialises only where [`DE_CFG`] says so: not on CPUs where it always does, nor on families without the
+/// register. A hypervisor below us answers for its own, and may not have the register.
+fn can_make_lfence_serialise() -> bool {
+    const HYPERVISOR: u32 = 1 << 31;
+    const FEATURES_2: u32 = 0x8000_0021;
+    const ALWAYS: u32 = 1 << 2;
+    let basic = cpuid(1, 0);
+    let family = match basic.eax >> 8 & 0xf {
+        0xf => 0xf + (basic.eax >> 20 & 0xff),
+        family => family,
+    };
+    let serialises = cpuid(0x8000_0000, 0).eax >= FEATURES_2 && cpuid(FEATURES_2, 0).eax & ALWAYS != 0;
+    basic.ecx & HYPERVISOR == 0 && matches!(family, 0x10 | 0x12..) && !serialises
 }
 
 #[inline(never)]
@@ -332,3 +354,25 @@ fn enter(guest: &mut Vmcb, _host: &Vmcb, _registers: &mut Registers) {
 
 #[cfg(not(target_os = "none"))]
 fn save_host(_host: &mut Vmcb) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hw::{Leaf, set_cpuid};
+
+    #[test]
+    fn lfence_is_made_to_serialise_where_that_is_a_choice() {
+        let can = |eax, ecx, features: u32| {
+            set_cpuid(1, 0, Leaf { eax, ecx, ..Leaf::default() });
+            set_cpuid(0x8000_0000, 0, Leaf { eax: 0x8000_0021, ..Leaf::default() });
+            set_cpuid(0x8000_0021, 0, Leaf { eax: features, ..Leaf::default() });
+            can_make_lfence_serialise()
+        };
+        assert!(can(0x0080_0f12, 0, 0), "family 17h");
+        assert!(can(0x0010_0f23, 0, 0), "family 10h");
+        assert!(!can(0x0020_0f31, 0, 0), "family 11h has no such register");
+        assert!(!can(0x0004_0f33, 0, 0), "nor has family 0fh");
+        assert!(!can(0x00a0_0f11, 0, 1 << 2), "it always does");
+        assert!(!can(0x0080_0f12, 1 << 31, 0), "a hypervisor is below");
+    }
+}
