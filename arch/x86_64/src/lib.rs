@@ -26,6 +26,7 @@ pub mod paging;
 #[cfg(target_os = "none")]
 mod program;
 pub mod report;
+pub mod speculation;
 pub mod svm;
 pub mod vcpu;
 pub mod vendor;

@@ -11,6 +11,7 @@ use crate::hw::start::{image, local_apic, machine, rates, uart};
 use crate::hw::{cpuid, heap, power, random, read_tsc};
 use crate::machine::{MAX_CPUS, Machine, RAM_LIMIT};
 use crate::svm::Svm;
+use crate::vcpu::speculation_facts;
 use crate::vendor::Vendor;
 use crate::vmx::Vmx;
 use crate::x86::{Platform, X86};
@@ -109,6 +110,9 @@ fn report(machine: &Machine) {
             Source::Cpu => "as the CPU says",
         }
     );
+    for warning in speculation_facts(&machine.cpus).warnings() {
+        log::warn!("{warning}");
+    }
     if machine.unused_cpus > 0 {
         log::warn!(
             "{} more CPUs are not used: beyond {MAX_CPUS}, or out of the APIC's reach",

@@ -11,6 +11,7 @@ use crate::hw::{
 };
 use crate::mmio::Plan;
 use crate::msr::{HostWords, Msrs};
+use crate::speculation;
 use crate::vendor::{Control, PortAccess, Register, Segment, SegmentName, TableName, TableRegister, Vendor};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -96,6 +97,8 @@ pub(crate) struct Keeps {
     pub(crate) speculation: bool,
     /// A barrier for branch prediction.
     pub(crate) barrier: bool,
+    /// What is done against its speculation.
+    pub(crate) remedies: speculation::Remedies,
 }
 
 impl Keeps {
@@ -114,6 +117,7 @@ impl Keeps {
             tsc_aux: host_cpuid(0x8000_0001, 0).edx & RDTSCP != 0 || host_cpuid(7, 0).ecx & RDPID != 0,
             speculation: false,
             barrier: false,
+            remedies: speculation_facts(&[]).remedies(),
         }
     }
 }
@@ -121,13 +125,25 @@ impl Keeps {
 /// What guests are told of this CPU's microcode and of what it is not vulnerable to.
 fn host_words() -> HostWords {
     const BIOS_SIGN_ID: u32 = 0x8b;
+    // Both vendors have it since long before virtualisation.
+    HostWords { revision: read_msr(BIOS_SIGN_ID), arch_capabilities: speculation_facts(&[]).capabilities }
+}
+
+/// What the CPU says of its speculation; `apic_ids` are those of all of the machine's CPUs.
+pub(crate) fn speculation_facts(apic_ids: &[u32]) -> speculation::Facts {
     const ARCH_CAPABILITIES: u32 = 0x10a;
     const HAS_CAPABILITIES: u32 = 1 << 29;
-    // Both vendors have the first since long before virtualisation.
-    let has_capabilities = host_cpuid(0, 0).eax >= 7 && host_cpuid(7, 0).edx & HAS_CAPABILITIES != 0;
-    HostWords {
-        revision: read_msr(BIOS_SIGN_ID),
-        arch_capabilities: if has_capabilities { read_msr(ARCH_CAPABILITIES) } else { 0 },
+    const INTEL: u32 = u32::from_le_bytes(*b"Genu");
+    const TOPOLOGY: u32 = 0xb;
+    let first = host_cpuid(0, 0);
+    let structured = if first.eax >= 7 { host_cpuid(7, 0).edx } else { 0 };
+    let thread_bits = if first.eax >= TOPOLOGY { host_cpuid(TOPOLOGY, 0).eax & 0x1f } else { 0 };
+    speculation::Facts {
+        is_intel: first.ebx == INTEL,
+        signature: host_cpuid(1, 0).eax,
+        structured,
+        capabilities: if structured & HAS_CAPABILITIES != 0 { read_msr(ARCH_CAPABILITIES) } else { 0 },
+        has_siblings: speculation::share_cores(apic_ids, thread_bits),
     }
 }
 

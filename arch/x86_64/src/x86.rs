@@ -152,6 +152,16 @@ impl<V: Vendor> X86<V> {
         None
     }
 
+    /// Another VM has had the CPU: what it left behind must not lead the next one astray, nor be read by it.
+    fn forget_last_vm(&self) {
+        if self.keeps.barrier {
+            hw::write_guest_msr(hw::GuestMsr::PredCmd, 1);
+        }
+        if self.keeps.remedies.flush_l1 {
+            hw::write_guest_msr(hw::GuestMsr::FlushCmd, 1);
+        }
+    }
+
     // Interrupts of the host's
 
     /// A physical interrupt ended the guest's turn.
@@ -349,9 +359,8 @@ unsafe impl<V: Vendor> Arch for X86<V> {
     }
 
     fn load(&self, vcpu: &mut Vcpu<V>, vm: &Vm<Self>) {
-        if self.last_vm.replace(Some(vm.index)) != Some(vm.index) && self.keeps.barrier {
-            // What one VM's branches taught the CPU must not lead another's astray.
-            hw::write_guest_msr(hw::GuestMsr::PredCmd, 1);
+        if self.last_vm.replace(Some(vm.index)) != Some(vm.index) {
+            self.forget_last_vm();
         }
         self.vendor.load(&mut vcpu.control);
         vcpu.load();

@@ -160,6 +160,8 @@ pub enum GuestMsr {
     Xss = 0xda0,
     /// Speculation controls.
     SpecCtrl = 0x48,
+    /// Cache commands: bit 0 writes the level-1 data cache back and empties it.
+    FlushCmd = 0x10b,
     /// Speculation commands: bit 0 forgets what branches were predicted from (SDM Vol. 4, table 2-2).
     PredCmd = 0x49,
 }
