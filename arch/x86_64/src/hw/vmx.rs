@@ -166,12 +166,19 @@ pub struct Confinement<'a> {
     pub shared: &'a Shared,
     /// See [`MsrBitmap`].
     pub msrs: &'static MsrBitmap,
+    /// What the CPU keeps of our data in buffers is cleared before each entry.
+    pub clears_buffers: bool,
 }
+
+/// How a guest is entered, for `vmx_entry.S`.
+const LAUNCHED: u32 = 1;
+const CLEAR_BUFFERS: u32 = 1 << 1;
 
 /// A virtual-machine control structure. It belongs to the CPU that made it.
 pub struct Vmcs {
     region: Box<Page>,
-    launched: bool,
+    /// [`LAUNCHED`] once it is, and [`CLEAR_BUFFERS`].
+    how: u32,
     /// What HOST_RSP holds.
     host_stack: u64,
     /// It is the current one for as long as its vCPU is loaded.
@@ -189,7 +196,7 @@ impl Vmcs {
         let apic_page = apic_page(confinement);
         let vmcs = Self {
             region,
-            launched: false,
+            how: if confinement.clears_buffers { CLEAR_BUFFERS } else { 0 },
             host_stack: 0,
             loaded: false,
             ept_pointer: Ept::pointer(confinement.space.root()),
@@ -347,8 +354,10 @@ impl Vmcs {
     /// Runs the guest until it exits; `false` if the CPU did not even try.
     #[inline]
     pub fn enter(&mut self, registers: &mut super::Registers) -> bool {
-        let entered = cpu::enter(registers, &mut self.host_stack, self.launched);
-        self.launched |= entered;
+        let entered = cpu::enter(registers, &mut self.host_stack, self.how);
+        if entered {
+            self.how |= LAUNCHED;
+        }
         entered
     }
 
@@ -358,7 +367,7 @@ impl Vmcs {
     pub fn launch_again(&mut self) {
         cpu::vmclear(physical(&*self.region));
         cpu::vmptrld(physical(&*self.region));
-        self.launched = false;
+        self.how &= !LAUNCHED;
     }
 
     /// Forgets what this CPU cached of the guest's second stage.

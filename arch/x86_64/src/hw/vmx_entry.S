@@ -1,9 +1,22 @@
 // The way into a guest under VMX and back.
 //
-// enter_vmx(registers: *mut Registers, host_stack: *mut u64, launched: bool) -> bool
+// enter_vmx(registers: *mut Registers, host_stack: *mut u64, how: u32) -> bool
 //
-// Returns whether the guest was entered. The guest's general registers are in `registers` before and after, but for RSP,
-// which the VMCS holds. An exit continues at bulkhead_vmx_exit with nothing of ours but RSP.
+// `how` is 0 to launch the VMCS and 1 to resume it; with 2 besides, the CPU's buffers are cleared first. Returns whether the
+// guest was entered. The guest's general registers are in `registers` before and after, but for RSP, which the VMCS holds. An
+// exit continues at bulkhead_vmx_exit with nothing of ours but RSP.
+
+    .section .rodata.vmx_entry, "a"
+bulkhead_vmx_data_selector:
+    .short {data}
+
+    .section .text.vmx_enter, "ax"
+    // VERW of a selector in memory also overwrites what the CPU keeps of our data (Intel, Microarchitectural Data Sampling). What is
+    // loaded after it is the guest's own. It changes ZF.
+5:  verw word ptr [rip + bulkhead_vmx_data_selector]
+    and edx, 1
+    cmp edx, 1
+    jmp 6f
 
     .global bulkhead_enter_vmx
     .global bulkhead_vmx_exit
@@ -21,24 +34,24 @@ bulkhead_enter_vmx:
     mov [rsi], rsp
     mov eax, 0x6c14
     vmwrite rax, rsp
-1:  test edx, edx
-    mov rax, rdi
-    mov rcx, [rax + 8]
-    mov rdx, [rax + 16]
-    mov rbx, [rax + 24]
-    mov rbp, [rax + 40]
-    mov rsi, [rax + 48]
-    mov rdi, [rax + 56]
-    mov r8, [rax + 64]
-    mov r9, [rax + 72]
-    mov r10, [rax + 80]
-    mov r11, [rax + 88]
-    mov r12, [rax + 96]
-    mov r13, [rax + 104]
-    mov r14, [rax + 112]
-    mov r15, [rax + 120]
-    mov rax, [rax]
-    jnz 2f
+1:  cmp edx, 1
+    ja 5b
+6:  mov rax, [rdi]
+    mov rcx, [rdi + 8]
+    mov rdx, [rdi + 16]
+    mov rbx, [rdi + 24]
+    mov rbp, [rdi + 40]
+    mov rsi, [rdi + 48]
+    mov r8, [rdi + 64]
+    mov r9, [rdi + 72]
+    mov r10, [rdi + 80]
+    mov r11, [rdi + 88]
+    mov r12, [rdi + 96]
+    mov r13, [rdi + 104]
+    mov r14, [rdi + 112]
+    mov r15, [rdi + 120]
+    mov rdi, [rdi + 56]
+    je 2f
     vmlaunch
     jmp 3f
 2:  vmresume
@@ -71,4 +84,9 @@ bulkhead_vmx_exit:
     pop r12
     pop rbx
     pop rbp
+    // Nothing of the guest's is left to be used on trial: the others are about to hold something of ours.
+    xor r8d, r8d
+    xor r9d, r9d
+    xor r10d, r10d
+    xor r11d, r11d
     ret

@@ -13,6 +13,7 @@ use crate::ept::Ept;
 use crate::hw::vmx::{Confinement, MsrBitmap, Shared, Vmcs, capabilities, switch_on};
 use crate::hw::{GuestMsr, Registers, cpuid, read_dr6, read_tsc, take_interrupt, write_dr6};
 use crate::msr::Direction;
+use crate::vcpu::speculation_facts;
 use crate::vendor::{
     Control as _, Delivery, Event, PageMode, Register, Segment, SegmentName, TableName, TableRegister, Vendor,
 };
@@ -83,6 +84,8 @@ pub struct Vmx {
     /// Made of `permitted` once it is complete.
     msrs: OnceCell<MsrBitmaps>,
     address_bits: u32,
+    /// See [`Confinement`].
+    clears_buffers: bool,
 }
 
 impl Vmx {
@@ -175,6 +178,7 @@ impl Vendor for Vmx {
             permitted: MsrBitmap::new(),
             msrs: OnceCell::new(),
             address_bits: (cpuid(0x8000_0008, 0).eax & 0xff).min(MOST_ADDRESS_BITS),
+            clears_buffers: speculation_facts(&[]).remedies().clear_buffers,
         })
     }
 
@@ -213,6 +217,7 @@ impl Vendor for Vmx {
             exceptions: EXCEPTIONS,
             shared: &self.shared,
             msrs: msrs.plain,
+            clears_buffers: self.clears_buffers,
         });
         VmxControl {
             vmcs,

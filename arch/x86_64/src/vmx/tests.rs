@@ -23,6 +23,7 @@ fn vmx() -> Vmx {
         permitted: MsrBitmap::new(),
         msrs: OnceCell::new(),
         address_bits: 46,
+        clears_buffers: false,
     }
 }
 

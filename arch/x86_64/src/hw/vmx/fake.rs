@@ -1,6 +1,7 @@
 //! A scripted VMX for tests on the host: fields hold what was written, and an entry is followed by the exit that a test
 //! queued.
 
+use super::LAUNCHED;
 use crate::hw::Registers;
 use crate::vmx::vmcs::{Encoded, Field};
 use bulkhead::memory::Hpa;
@@ -77,10 +78,10 @@ pub(super) fn vmwrite(field: u32, value: u64) {
 }
 
 /// A VMCS that is not launched is not resumed, and the other way round; it is launched once its guest runs.
-pub(super) fn enter(_registers: &mut Registers, _host_stack: &mut u64, launched: bool) -> bool {
+pub(super) fn enter(_registers: &mut Registers, _host_stack: &mut u64, how: u32) -> bool {
     const ENTRY_FAILED: u64 = 1 << 31;
     let exit = CPU.with_borrow_mut(|cpu| {
-        let is_right = cpu.launched.contains(&cpu.current) == launched;
+        let is_right = cpu.launched.contains(&cpu.current) == (how & LAUNCHED != 0);
         if is_right { cpu.exits.pop_front() } else { None }
     });
     for (field, value) in exit.iter().flatten() {

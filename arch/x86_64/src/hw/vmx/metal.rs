@@ -3,16 +3,17 @@
 
 use crate::ept::Ept;
 use crate::hw::Registers;
+use crate::hw::descriptors::DATA;
 use bulkhead::memory::Hpa;
 use bulkhead::memory::table::{Format, Slot};
 use bulkhead_vdev::Gpa;
 use core::arch::{asm, global_asm};
 use core::ptr::with_exposed_provenance;
 
-global_asm!(include_str!("../vmx_entry.S"));
+global_asm!(include_str!("../vmx_entry.S"), data = const DATA);
 
 unsafe extern "C" {
-    fn bulkhead_enter_vmx(registers: *mut Registers, host_stack: *mut u64, launched: u32) -> u32;
+    fn bulkhead_enter_vmx(registers: *mut Registers, host_stack: *mut u64, how: u32) -> u32;
     fn bulkhead_vmx_exit();
 }
 
@@ -59,12 +60,12 @@ pub(super) fn vmwrite(field: u32, value: u64) {
     unsafe { asm!("vmwrite {}, {}", in(reg) u64::from(field), in(reg) value, options(nostack)) };
 }
 
-/// Runs the guest of the current VMCS; `false` if it was not entered.
+/// Runs the guest of the current VMCS; `false` if it was not entered. `how` is as `vmx_entry.S` has it.
 #[inline(always)]
-pub(super) fn enter(registers: &mut Registers, host_stack: &mut u64, launched: bool) -> bool {
+pub(super) fn enter(registers: &mut Registers, host_stack: &mut u64, how: u32) -> bool {
     // SAFETY: the current VMCS was made by `Vmcs::new`: it confines its guest, and comes back to `bulkhead_vmx_exit` with our
     // tables, our stack pointer and nothing else changed but what a guest may change.
-    unsafe { bulkhead_enter_vmx(registers, host_stack, u32::from(launched)) != 0 }
+    unsafe { bulkhead_enter_vmx(registers, host_stack, how) != 0 }
 }
 
 /// Where exits continue.
