@@ -94,7 +94,8 @@ struct Has {
     osvw: bool,
     umwait: bool,
     arch_capabilities: bool,
-    spec_ctrl: bool,
+    /// Bits of SPEC_CTRL; 0 without the register.
+    spec_ctrl: u64,
     pred_cmd: bool,
     flush_cmd: bool,
     long_mode: bool,
@@ -238,6 +239,9 @@ impl Msrs {
                 self.write_plain(number, value).map(|()| Answer::Done).ok_or(GeneralProtection)
             }
             Some(Owner::Pat) if !mtrr::is_pat(value) => Err(GeneralProtection),
+            Some(Owner::Native(number::SPEC_CTRL)) if value & !self.has.spec_ctrl != 0 => {
+                Err(GeneralProtection)
+            }
             Some(owner) => Ok(Answer::Ask(owner)),
             None => Err(GeneralProtection),
         }
@@ -281,7 +285,7 @@ impl Msrs {
             number::SYSENTER_CS..=number::SYSENTER_EIP => native(true),
             number::STAR..=number::SFMASK | number::FS_BASE..=number::KERNEL_GS_BASE => native(has.long_mode),
             number::TSC_AUX => native(has.tsc_aux),
-            number::SPEC_CTRL => native(has.spec_ctrl),
+            number::SPEC_CTRL => native(has.spec_ctrl != 0),
             number::PRED_CMD => native(has.pred_cmd && is_write),
             number::FLUSH_CMD => native(has.flush_cmd && is_write),
             _ => Some(Owner::Plain),
@@ -421,14 +425,23 @@ impl Has {
             osvw: bit(extended.ecx, 9),
             umwait: bit(structured.ecx, 5),
             arch_capabilities: bit(structured.edx, 29),
-            // IBRS, STIBP, SSBD; AMD has each as a bit of its own.
-            spec_ctrl: structured.edx & (1 << 26 | 1 << 27 | 1 << 31) != 0
-                || addresses.ebx & (1 << 14 | 1 << 15 | 1 << 24) != 0,
+            spec_ctrl: spec_ctrl(structured.edx, cpuid.fixed(7, 2).edx, addresses.ebx),
             pred_cmd: bit(structured.edx, 26) || bit(addresses.ebx, 12),
             flush_cmd: bit(structured.edx, 28),
             long_mode: bit(extended.edx, 29),
         }
     }
+}
+
+/// The bits of SPEC_CTRL, by leaf 7 and its subleaf 2 (SDM Vol. 4, table 2-2); AMD has those that it knows in leaf 8000_0008.
+fn spec_ctrl(structured: u32, more: u32, amd: u32) -> u64 {
+    const INTEL: [(u32, u64); 3] = [(26, 1), (27, 1 << 1), (31, 1 << 2)];
+    const INTEL_MORE: [(u32, u64); 4] = [(0, 1 << 7), (1, 3 << 3), (2, 3 << 5), (4, 1 << 10)];
+    const AMD: [(u32, u64); 4] = [(14, 1), (15, 1 << 1), (24, 1 << 2), (28, 1 << 7)];
+    let bits = |word: u32, bits: &[(u32, u64)]| {
+        bits.iter().filter(|(bit, _)| word >> bit & 1 != 0).fold(0, |all, (_, control)| all | control)
+    };
+    bits(structured, &INTEL) | bits(more, &INTEL_MORE) | bits(amd, &AMD)
 }
 
 const fn bank_index(number: u32) -> usize {

@@ -30,6 +30,17 @@ pub struct Remedies {
     pub keep_ibrs: bool,
 }
 
+/// IA32_SPEC_CTRL: IBRS.
+const IBRS: u64 = 1;
+
+impl Remedies {
+    /// Bits of IA32_SPEC_CTRL that stay set while guests run.
+    #[must_use]
+    pub const fn kept_controls(&self) -> u64 {
+        if self.keep_ibrs { IBRS } else { 0 }
+    }
+}
+
 /// CPUID leaf 7, EDX: VERW clears buffers; IA32_FLUSH_CMD.
 const MD_CLEAR: u32 = 1 << 10;
 const L1D_FLUSH: u32 = 1 << 28;

@@ -84,6 +84,8 @@ struct Kept {
     breakpoints: [u64; 4],
     tsc_aux: Option<u64>,
     speculation: Option<u64>,
+    /// Bits of SPEC_CTRL that stay set; with any, the guest's value is not in the CPU, and its accesses exit.
+    host_speculation: u64,
 }
 
 /// What of [`Kept`] this CPU has.
@@ -182,6 +184,7 @@ impl<V: Vendor> Vcpu<V> {
                 breakpoints: [0; 4],
                 tsc_aux: keeps.tsc_aux.then_some(0),
                 speculation: keeps.speculation.then_some(0),
+                host_speculation: keeps.remedies.kept_controls(),
             },
         }
     }
@@ -285,15 +288,26 @@ impl<V: Vendor> Vcpu<V> {
             write_guest_msr(GuestMsr::TscAux, value);
         }
         if let Some(value) = kept.speculation {
-            write_guest_msr(GuestMsr::SpecCtrl, value);
+            write_guest_msr(GuestMsr::SpecCtrl, value | kept.host_speculation);
         }
         self.todo |= todo::LOOK;
+    }
+
+    /// The guest's SPEC_CTRL, if its accesses exit.
+    pub(crate) fn speculation(&self) -> Option<u64> {
+        self.kept.speculation.filter(|_| self.kept.host_speculation != 0)
+    }
+
+    /// Changes it, to a value that the CPU takes.
+    pub(crate) fn set_speculation(&mut self, value: u64) {
+        self.kept.speculation = Some(value);
+        write_guest_msr(GuestMsr::SpecCtrl, value | self.kept.host_speculation);
     }
 
     /// It never runs again: what would slow down others leaves the CPU; all else is overwritten by whoever is loaded next.
     pub(crate) fn abandon(&mut self) {
         if self.kept.speculation.is_some() {
-            write_guest_msr(GuestMsr::SpecCtrl, 0);
+            write_guest_msr(GuestMsr::SpecCtrl, self.kept.host_speculation);
         }
     }
 
@@ -301,8 +315,10 @@ impl<V: Vendor> Vcpu<V> {
     pub(crate) fn unload(&mut self) {
         let kept = &mut self.kept;
         if let Some(value) = &mut kept.speculation {
-            *value = read_msr(GuestMsr::SpecCtrl as u32);
-            write_guest_msr(GuestMsr::SpecCtrl, 0);
+            if kept.host_speculation == 0 {
+                *value = read_msr(GuestMsr::SpecCtrl as u32);
+            }
+            write_guest_msr(GuestMsr::SpecCtrl, kept.host_speculation);
         }
         if let Some(value) = &mut kept.tsc_aux {
             *value = read_msr(GuestMsr::TscAux as u32);

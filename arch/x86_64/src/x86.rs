@@ -99,7 +99,13 @@ impl<V: Vendor> X86<V> {
         for (number, direction) in Msrs::new(&table).native() {
             keeps.speculation |= number == hw::GuestMsr::SpecCtrl as u32 && direction == Direction::Write;
             keeps.barrier |= number == hw::GuestMsr::PredCmd as u32;
-            vendor.permit(number, direction);
+            let is_kept = number == hw::GuestMsr::SpecCtrl as u32 && keeps.remedies.keep_ibrs;
+            if !is_kept {
+                vendor.permit(number, direction);
+            }
+        }
+        if keeps.speculation {
+            hw::write_guest_msr(hw::GuestMsr::SpecCtrl, keeps.remedies.kept_controls());
         }
         Self {
             vendor,

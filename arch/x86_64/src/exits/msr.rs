@@ -2,7 +2,7 @@
 
 use super::guest::View;
 use crate::control::{GeneralProtection, write_efer};
-use crate::hw::{Registers, read_tsc};
+use crate::hw::{GuestMsr, Registers, read_tsc};
 use crate::insn::Known;
 use crate::msr::{Answer, Owner};
 use crate::vcpu::{Vcpu, todo};
@@ -43,6 +43,9 @@ impl<V: Vendor> X86<V> {
             Owner::TscAdjust => Ok(vcpu.control.get(Register::TscOffset)),
             Owner::Efer => Ok(vcpu.control.get(Register::Efer)),
             Owner::Pat => Ok(vcpu.control.get(Register::Pat)),
+            Owner::Native(number) if number == GuestMsr::SpecCtrl as u32 => {
+                vcpu.speculation().ok_or(GeneralProtection)
+            }
             Owner::Native(_) | Owner::Plain => Err(GeneralProtection),
         }
     }
@@ -88,6 +91,9 @@ impl<V: Vendor> X86<V> {
                 }
             }
             Owner::Pat => vcpu.control.set(Register::Pat, value),
+            Owner::Native(number) if number == GuestMsr::SpecCtrl as u32 && vcpu.speculation().is_some() => {
+                vcpu.set_speculation(value);
+            }
             Owner::Native(_) | Owner::Plain => return Err(GeneralProtection),
         }
         Ok(Effect::Nothing)

@@ -13,6 +13,7 @@ use bulkhead::memory::table::Stage2;
 /// EFER and its SVME.
 const EFER: u32 = 0xc000_0080;
 const EFER_SVME: u64 = 1 << 12;
+const EFER_AUTOMATIC_IBRS: u64 = 1 << 21;
 /// VM_CR (15.30.1): SVMDIS.
 const VM_CR: u32 = 0xc001_0114;
 const VM_CR_DISABLED: u64 = 1 << 4;
@@ -118,8 +119,9 @@ pub fn enable() -> Result<Extension, Unsupported> {
         // SAFETY: LFENCE waits for what is before it, as everybody thinks that it does.
         unsafe { write_msr(DE_CFG, read_msr(DE_CFG) | LFENCE_SERIALISES) };
     }
-    // SAFETY: SVME alone changes nothing but that SVM's instructions exist.
-    unsafe { write_msr(EFER, read_msr(EFER) | EFER_SVME) };
+    let ibrs = if has_automatic_ibrs() { EFER_AUTOMATIC_IBRS } else { 0 };
+    // SAFETY: SVM's instructions exist from here on, and guests' branch predictions are kept from us.
+    unsafe { write_msr(EFER, read_msr(EFER) | EFER_SVME | ibrs) };
     // SAFETY: the page belongs to the CPU from here on: it lives as long as the extension, and nobody looks at it.
     unsafe { write_msr(HOST_SAVE, physical(&save[0])) };
     let mut host = new_block();
@@ -141,15 +143,24 @@ pub fn enable() -> Result<Extension, Unsupported> {
 /// register. A hypervisor below us answers for its own, and may not have the register.
 fn can_make_lfence_serialise() -> bool {
     const HYPERVISOR: u32 = 1 << 31;
-    const FEATURES_2: u32 = 0x8000_0021;
     const ALWAYS: u32 = 1 << 2;
     let basic = cpuid(1, 0);
     let family = match basic.eax >> 8 & 0xf {
         0xf => 0xf + (basic.eax >> 20 & 0xff),
         family => family,
     };
-    let serialises = cpuid(0x8000_0000, 0).eax >= FEATURES_2 && cpuid(FEATURES_2, 0).eax & ALWAYS != 0;
-    basic.ecx & HYPERVISOR == 0 && matches!(family, 0x10 | 0x12..) && !serialises
+    basic.ecx & HYPERVISOR == 0 && matches!(family, 0x10 | 0x12..) && further_features() & ALWAYS == 0
+}
+
+/// Whether the CPU keeps a guest's branch predictions from its host as long as EFER says so (APM Vol. 2, 3.2.9).
+fn has_automatic_ibrs() -> bool {
+    const AUTOMATIC_IBRS: u32 = 1 << 8;
+    further_features() & AUTOMATIC_IBRS != 0
+}
+
+fn further_features() -> u32 {
+    const LEAF: u32 = 0x8000_0021;
+    if cpuid(0x8000_0000, 0).eax >= LEAF { cpuid(LEAF, 0).eax } else { 0 }
 }
 
 #[inline(never)]

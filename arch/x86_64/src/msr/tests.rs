@@ -232,3 +232,11 @@ fn only_registers_of_the_guests_own_are_native() {
     assert_eq!(msrs.read(0xc000_0103), Err(GeneralProtection));
     assert!(numbers(&msrs).iter().all(|(number, _)| *number != 0x48 && *number != 0xc000_0103));
 }
+
+#[test]
+fn speculation_controls_that_the_cpu_lacks_are_refused() {
+    let mut msrs = intel();
+    assert_eq!(msrs.write(0x48, 7), Ok(Answer::Ask(Owner::Native(0x48))), "IBRS, STIBP, SSBD");
+    assert_eq!(msrs.write(0x48, 1 << 10), Err(GeneralProtection), "leaf 7.2 has no BHI_CTRL");
+    assert_eq!(msrs.write(0x48, 1 << 63), Err(GeneralProtection));
+}
