@@ -25,6 +25,9 @@ pub trait Vendor: Sized + 'static {
     /// accesses to it, or makes exits of them.
     const NEEDS_APIC_PAGE: bool = false;
 
+    /// In PAE paging the CPU loads the four PDPTEs with control registers; otherwise it reads them from memory each time.
+    const LOADS_DIRECTORY_POINTERS: bool = false;
+
     /// Switches the extension on, on the CPU that executes this. Allocates: boot only.
     ///
     /// # Errors

@@ -72,7 +72,10 @@ impl<V: Vendor> X86<V> {
         let view = View::of(vcpu);
         let now = view.controls();
         let is_64_bit = view.code_size() == CodeSize::Bits64;
-        let pointers = |at: u64| directory_pointers(vm.memory(), at);
+        // What the CPU reads later is not looked at now.
+        let pointers = |at: u64| {
+            if V::LOADS_DIRECTORY_POINTERS { directory_pointers(vm.memory(), at) } else { Some([0; 4]) }
+        };
         let change = match control {
             0 => write_cr0(&now, value, is_64_bit, &offer, pointers)?,
             3 => write_cr3(&now, value, &offer, pointers)?,

@@ -38,6 +38,8 @@ const MOST_ADDRESS_BITS: u32 = 48;
 
 /// Exceptions that could be delivered for ever without an instruction in between: #DB and #AC; and #MC, which is ours.
 const EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+/// Of CR4 a guest might set what its CPUID does not offer, or switch machine checks off.
+const CONTROL: u32 = intercept::WRITE_CR4;
 const FIRST: u32 = intercept::INTERRUPT
     | intercept::NMI
     | intercept::SMI
@@ -210,6 +212,7 @@ impl Block {
     pub fn new(extension: &Extension, space: &Stage2<Npt>, asid: u32) -> Self {
         let mut vmcb = new_block();
         let control = &mut vmcb.control;
+        control.intercept_control = CONTROL;
         control.intercept_exceptions = EXCEPTIONS;
         control.intercept_first = FIRST;
         control.intercept_second = SECOND;
@@ -232,7 +235,7 @@ impl Block {
         self.vmcb.control.interrupt = interrupt::VIRTUAL_MASKING;
         self.vmcb.control.interrupt_state = 0;
         self.vmcb.control.intercept_first = FIRST;
-        self.vmcb.control.intercept_control = 0;
+        self.vmcb.control.intercept_control = CONTROL;
         self.vmcb.control.clean = 0;
     }
 
@@ -293,8 +296,20 @@ impl Block {
     /// over that: it stops at writes of CR8 too.
     #[inline]
     pub fn intercept_window(&mut self, on: bool) {
-        self.vmcb.control.intercept_control = if on { intercept::WRITE_CR8 } else { 0 };
+        self.intercept_control(intercept::WRITE_CR8, on);
         self.intercept(intercept::VIRTUAL_INTERRUPT, on);
+    }
+
+    /// Whether it stops at reads of CR4.
+    pub fn intercept_cr4_reads(&mut self, on: bool) {
+        self.intercept_control(intercept::READ_CR4, on);
+        self.vmcb.control.clean &= !clean::INTERCEPTS;
+    }
+
+    #[inline(always)]
+    fn intercept_control(&mut self, what: u32, on: bool) {
+        let control = &mut self.vmcb.control.intercept_control;
+        *control = if on { *control | what } else { *control & !what };
     }
 
     /// Whether it stops at IRET.

@@ -2,7 +2,7 @@
 
 use super::exit;
 use super::vmcb::{SegmentState, clean, interrupt};
-use crate::control::cr0;
+use crate::control::{cr0, cr4};
 use crate::hw::svm::Block;
 use crate::vendor::{
     Control, Delivery, DeliveryKind, Register, Segment, SegmentName, TableName, TableRegister, Window,
@@ -10,6 +10,9 @@ use crate::vendor::{
 
 /// EFER.SVME: set while a guest runs, and not shown to it.
 const SVME: u64 = 1 << 12;
+/// CR4 while the guest runs: without MCE a machine check would be its shutdown. Where the guest has it off, reads exit (but not on
+/// QEMU 10, where it sees it on).
+const CR4_FORCED: u64 = cr4::MCE;
 /// RFLAGS.IF
 const INTERRUPTS: u64 = 1 << 9;
 
@@ -30,13 +33,15 @@ pub struct SvmControl {
     pub(super) nmi: NmiState,
     /// The state of [`super::generation`] in which cached translations were forgotten last.
     pub(super) seen: u64,
+    /// CR4 as the guest sees it.
+    cr4: u64,
     /// What the window was asked for.
     window: Window,
 }
 
 impl SvmControl {
     pub(super) fn new(block: Block) -> Self {
-        Self { block, nmi: NmiState::Open, seen: 0, window: Window::Unwanted }
+        Self { block, nmi: NmiState::Open, seen: 0, cr4: 0, window: Window::Unwanted }
     }
 
     /// The guest is about to execute IRET.
@@ -51,6 +56,7 @@ impl SvmControl {
         // Translation is switched off behind the CPU's back: what it remembers of this guest goes before it runs again.
         self.seen = 0;
         self.block.reset();
+        self.set(Register::Cr4, 0);
     }
 }
 
@@ -64,7 +70,7 @@ impl Control for SvmControl {
             Register::Cr0 => save.cr0,
             Register::Cr2 => save.cr2,
             Register::Cr3 => save.cr3,
-            Register::Cr4 => save.cr4,
+            Register::Cr4 => self.cr4,
             Register::Efer => save.efer & !SVME,
             Register::Dr6 => save.dr6,
             Register::Dr7 => save.dr7,
@@ -81,7 +87,11 @@ impl Control for SvmControl {
             Register::Cr0 => self.block.save_mut(clean::CONTROL).cr0 = value,
             Register::Cr2 => self.block.save_mut(clean::CR2).cr2 = value,
             Register::Cr3 => self.block.save_mut(clean::CONTROL).cr3 = value,
-            Register::Cr4 => self.block.save_mut(clean::CONTROL).cr4 = value,
+            Register::Cr4 => {
+                self.cr4 = value;
+                self.block.save_mut(clean::CONTROL).cr4 = value | CR4_FORCED;
+                self.block.intercept_cr4_reads(value & CR4_FORCED != CR4_FORCED);
+            }
             Register::Efer => self.block.save_mut(clean::CONTROL).efer = value | SVME,
             Register::Dr6 => self.block.save_mut(clean::DEBUG).dr6 = value,
             Register::Dr7 => self.block.save_mut(clean::DEBUG).dr7 = value,

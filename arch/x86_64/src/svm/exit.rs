@@ -7,8 +7,10 @@ use bulkhead_vdev::Gpa;
 
 /// Exit codes.
 pub mod code {
-    /// A write of CR8.
-    pub const WRITE_CR8: u64 = 0x18;
+    /// Reads of CR0 to CR15, then writes.
+    pub const CONTROL: u64 = 0;
+    /// The last of them.
+    pub const LAST_CONTROL: u64 = 0x1f;
     /// Exceptions: this and the vector.
     pub const EXCEPTION: u64 = 0x40;
     /// A machine check.
@@ -107,7 +109,7 @@ fn rare(exit: u64, control: &ControlArea, save: &SaveArea) -> Event {
         code::XSETBV => Event::Xsetbv,
         code::WBINVD | code::INVD => Event::CacheFlush,
         code::RDPMC => Event::ReadCounter,
-        code::WRITE_CR8 => Event::Control(ControlAccess::Undecoded),
+        code::CONTROL..=code::LAST_CONTROL => Event::Control(ControlAccess::Undecoded),
         code::MACHINE_CHECK => Event::Alarm(Alarm::MachineCheck),
         code::EXCEPTION..=code::LAST_EXCEPTION => {
             let vector = u8::try_from(exit - code::EXCEPTION).unwrap_or(0);
@@ -239,6 +241,13 @@ mod tests {
         assert_eq!(exit(code::NESTED_FAULT, 1 << 32 | 0x14, 0xfec0_0000), Event::Memory(fetch));
         let walk = MemoryAccess { at: Gpa(0xfec0_0000), is_write: true, is_fetch: false, is_walk: true };
         assert_eq!(exit(code::NESTED_FAULT, 1 << 33 | 6, 0xfec0_0000), Event::Memory(walk));
+    }
+
+    #[test]
+    fn control_registers_are_left_to_the_layer_to_decode() {
+        for code in [0x00, 0x04, 0x14, 0x18] {
+            assert_eq!(exit(code, 0, 0), Event::Control(ControlAccess::Undecoded), "{code:#x}");
+        }
     }
 
     #[test]

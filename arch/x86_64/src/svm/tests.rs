@@ -1,7 +1,8 @@
 //! A vCPU's control block, on a scripted CPU.
 
-use super::vmcb::{event, interrupt};
+use super::vmcb::{event, intercept, interrupt};
 use super::*;
+use crate::control::cr4;
 use crate::hw::{Leaf, set_cpuid};
 use crate::vendor::Delivery;
 use alloc::boxed::Box;
@@ -34,6 +35,22 @@ fn an_interrupt_of_the_8259s_knows_no_task_priority() {
     control.want_window(Window::Unwanted);
     assert_eq!(control.block.control().interrupt & interrupt::WAITING, 0);
     assert_eq!(control.task_priority(), 15);
+}
+
+#[test]
+fn machine_checks_are_on_whatever_the_guest_sees() {
+    let mut control = control();
+    for (written, reads_exit) in [(0, true), (cr4::PAE, true), (cr4::PAE | cr4::MCE, false), (0, true)] {
+        control.set(Register::Cr4, written);
+        assert_eq!(control.get(Register::Cr4), written);
+        assert_eq!(control.block.save().cr4, written | cr4::MCE);
+        let intercepted = control.block.control().intercept_control;
+        assert_eq!(intercepted & intercept::READ_CR4 != 0, reads_exit);
+        assert_ne!(intercepted & intercept::WRITE_CR4, 0);
+    }
+    control.want_window(Window::Vector(0x41));
+    control.want_window(Window::Unwanted);
+    assert_ne!(control.block.control().intercept_control & intercept::WRITE_CR4, 0, "windows leave it");
 }
 
 #[test]

@@ -199,6 +199,10 @@ const _: () = {
 /// What a guest may be stopped at (15.9, table B-1).
 pub mod intercept {
     // Control registers.
+    /// A read of CR4.
+    pub const READ_CR4: u32 = 1 << 4;
+    /// A write of CR4.
+    pub const WRITE_CR4: u32 = 1 << 20;
     /// A write of CR8.
     pub const WRITE_CR8: u32 = 1 << 24;
 

@@ -167,6 +167,8 @@ impl Vendor for Vmx {
 
     const NEEDS_APIC_PAGE: bool = true;
 
+    const LOADS_DIRECTORY_POINTERS: bool = true;
+
     fn enable() -> Result<Self, Unsupported> {
         let capabilities = capabilities()?;
         let controls = Controls::choose(&capabilities)?;

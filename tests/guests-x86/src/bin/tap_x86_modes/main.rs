@@ -40,12 +40,26 @@ fn long_mode(tap: &mut Tap) {
     tap.equal("EFER has LME, LMA and NXE", efer.map(|value| value & 0xd00), Ok(0xd00));
     let general = |fault: Option<exception::Fault>| fault.map(|fault| (fault.vector, fault.error));
     let refused = Some((GP, 0));
+    if machine::is_emulated_amd() {
+        tap.skip("what CR4 refuses", "QEMU refuses less");
+    } else {
+        tap.equal("CR4.PAE cannot be cleared", general(cpu::set_cr4(cpu::cr4() & !(1 << 5))), refused);
+        tap.equal("a reserved bit of CR4 is refused", general(cpu::set_cr4(cpu::cr4() | 1 << 31)), refused);
+    }
+    if machine::is_hypervised() {
+        tap.equal(
+            "five levels of tables are not offered",
+            general(cpu::set_cr4(cpu::cr4() | 1 << 12)),
+            refused,
+        );
+    }
+    let global = cpu::cr4() ^ 1 << 7;
+    tap.equal("CR4.PGE can be changed", (general(cpu::set_cr4(global)), cpu::cr4()), (None, global));
+    tap.equal("and changed back", general(cpu::set_cr4(global ^ 1 << 7)), None);
     if machine::is_amd() {
         // SVM leaves most of it to the processor, and QEMU's refuses nothing: it would lose its ground.
         tap.skip("what control registers refuse", "asked on Intel's processors");
     } else {
-        tap.equal("CR4.PAE cannot be cleared", general(cpu::set_cr4(cpu::cr4() & !(1 << 5))), refused);
-        tap.equal("a reserved bit of CR4 is refused", general(cpu::set_cr4(cpu::cr4() | 1 << 31)), refused);
         tap.equal("paging without protection is refused", general(cpu::set_cr0(0x8000_0010)), refused);
         tap.equal("NW without CD is refused", general(cpu::set_cr0(cpu::cr0() | 1 << 29)), refused);
         tap.equal("the high half of CR0 is refused", general(cpu::set_cr0(cpu::cr0() | 1 << 40)), refused);
