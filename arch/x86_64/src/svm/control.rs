@@ -44,6 +44,29 @@ impl SvmControl {
         Self { block, nmi: NmiState::Open, seen: 0, cr4: 0, window: Window::Unwanted }
     }
 
+    /// An interrupt that nothing holds back is a virtual one that the CPU takes at once, and notes when it has: what an exit
+    /// comes before stays. As an injected event QEMU 10 delivers it a second time, whatever RFLAGS.IF is, if something calls
+    /// its CPU away between the entry and the next exit.
+    #[inline]
+    fn let_in(&mut self, vector: u8) {
+        if self.window != Window::Unwanted {
+            self.window = Window::Unwanted;
+            self.block.intercept_window(false);
+        }
+        let now = self.block.control().interrupt & !interrupt::WAITING;
+        let vector = u64::from(vector) << interrupt::VECTOR_SHIFT;
+        self.block.set_interrupt(now | interrupt::REQUESTED | interrupt::ANY_TASK_PRIORITY | vector);
+    }
+
+    /// The interrupt that was let in, until the guest has taken it.
+    #[inline(always)]
+    fn let_in_vector(&self) -> Option<u8> {
+        let interrupt = self.block.control().interrupt;
+        let is_let_in = interrupt & interrupt::REQUESTED != 0 && self.window == Window::Unwanted;
+        let [.., vector, _, _, _] = interrupt.to_le_bytes();
+        is_let_in.then_some(vector)
+    }
+
     /// The guest is about to execute IRET.
     pub(super) fn returns_from_nmi(&mut self) {
         self.block.intercept_return(false);
@@ -183,6 +206,10 @@ impl Control for SvmControl {
 
     #[inline]
     fn inject(&mut self, delivery: Delivery) {
+        if delivery.kind == DeliveryKind::External {
+            self.let_in(delivery.vector);
+            return;
+        }
         if delivery.kind == DeliveryKind::Nmi {
             self.nmi = NmiState::Blocked;
             self.block.intercept_return(true);
@@ -194,7 +221,7 @@ impl Control for SvmControl {
 
     #[inline(always)]
     fn is_injecting(&self) -> bool {
-        self.block.control().event_injection != 0
+        self.block.control().event_injection != 0 || self.let_in_vector().is_some()
     }
 
     #[inline(always)]
@@ -208,6 +235,10 @@ impl Control for SvmControl {
     fn want_window(&mut self, window: Window) {
         if self.window == window {
             return;
+        }
+        if let Some(vector) = self.let_in_vector() {
+            // The CPU knows of one virtual interrupt only: the one that waits for the window.
+            self.block.inject(exit::injection(Delivery::external(vector)));
         }
         self.window = window;
         let now = self.block.control().interrupt & !interrupt::WAITING;

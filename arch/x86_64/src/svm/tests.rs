@@ -63,3 +63,32 @@ fn an_exception_in_real_mode_has_no_error_code() {
     control.inject(Delivery::exception(13, Some(0)));
     assert_ne!(control.block.control().event_injection & event::HAS_ERROR, 0);
 }
+
+#[test]
+fn an_interrupt_that_is_let_in_stays_until_it_is_taken() {
+    let mut control = control();
+    control.want_window(Window::Vector(0x41));
+    control.inject(Delivery::external(0x52));
+    control.want_window(Window::Unwanted);
+    let waiting = control.block.control().interrupt & interrupt::WAITING;
+    let let_in = interrupt::REQUESTED | interrupt::ANY_TASK_PRIORITY | 0x52 << interrupt::VECTOR_SHIFT;
+    assert_eq!(waiting, let_in);
+    assert_eq!(control.block.control().event_injection, 0);
+    assert_eq!(control.block.control().intercept_first & intercept::VIRTUAL_INTERRUPT, 0);
+    assert!(control.is_injecting());
+    // The CPU has taken it.
+    control.block.set_interrupt(let_in & !interrupt::REQUESTED);
+    assert!(!control.is_injecting());
+}
+
+#[test]
+fn one_that_is_let_in_while_another_waits_is_an_event() {
+    let mut control = control();
+    control.inject(Delivery::external(0x52));
+    control.want_window(Window::Vector(0x81));
+    assert_eq!(control.block.control().event_injection, event::VALID | 0x52);
+    let waiting = control.block.control().interrupt & interrupt::WAITING;
+    assert_eq!(waiting, interrupt::REQUESTED | 8 << interrupt::PRIORITY_SHIFT);
+    assert_ne!(control.block.control().intercept_first & intercept::VIRTUAL_INTERRUPT, 0);
+    assert!(control.is_injecting());
+}

@@ -295,8 +295,12 @@ pub mod interrupt {
     pub const PRIORITY: u64 = 0xf << PRIORITY_SHIFT;
     /// CR8 does not hold it back.
     pub const ANY_TASK_PRIORITY: u64 = 1 << 20;
+    /// Its vector: bits 39:32.
+    pub const VECTOR_SHIFT: u32 = 32;
+    /// See above.
+    pub const VECTOR: u64 = 0xff << VECTOR_SHIFT;
     /// All that is about a virtual interrupt.
-    pub const WAITING: u64 = REQUESTED | PRIORITY | ANY_TASK_PRIORITY;
+    pub const WAITING: u64 = REQUESTED | PRIORITY | ANY_TASK_PRIORITY | VECTOR;
     /// RFLAGS.IF and CR8 are the guest's own; the host's IF counts for physical interrupts.
     pub const VIRTUAL_MASKING: u64 = 1 << 24;
 }
