@@ -6,7 +6,8 @@
 
 use super::{Claim, Hpa};
 use alloc::vec::Vec;
-use bulkhead_vdev::{Gpa, GuestMemory, OutsideRam};
+use bulkhead_vdev::{Gpa, GuestMemory, OutsideRam, Width};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// A VM's RAM: guest-physical ranges, each backed by one claim.
 pub struct GuestRam {
@@ -108,6 +109,29 @@ impl GuestMemory for GuestRam {
             unsafe { core::ptr::copy_nonoverlapping(source.as_ptr(), Self::pointer(host), count) };
         })
     }
+
+    fn compare_exchange(&self, at: Gpa, width: Width, old: u64, new: u64) -> bool {
+        let Some(host) = self.whole(at, 1 << width as usize).filter(|host| host.0 % width.bytes() == 0)
+        else {
+            return false;
+        };
+        let pointer = Self::pointer(host);
+        match width {
+            Width::Word => {
+                let (Ok(old), Ok(new)) = (u32::try_from(old), u32::try_from(new)) else { return false };
+                // SAFETY: four aligned bytes that `whole` names: claimed RAM, mapped, and no Rust object's. The guest's CPUs
+                // change it by whole accesses, as other threads would.
+                let number = unsafe { AtomicU32::from_ptr(pointer.cast()) };
+                number.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            }
+            Width::Double => {
+                // SAFETY: as above, eight bytes.
+                let number = unsafe { AtomicU64::from_ptr(pointer.cast()) };
+                number.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            }
+            Width::Byte | Width::Half => false,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -152,5 +176,29 @@ mod tests {
         let mut last = [9];
         ram.read(Gpa(0x4000_1fff), &mut last).unwrap();
         assert_eq!(last, [0]);
+    }
+
+    #[test]
+    fn a_number_is_exchanged_only_where_the_expected_one_stands() {
+        let ram = ram();
+        let at = Gpa(0x4000_0ff8);
+        ram.write(at, &0x1_0000_0007u64.to_le_bytes()).unwrap();
+        assert!(!ram.compare_exchange(at, Width::Double, 7, 0x27), "the upper half counts");
+        assert!(ram.compare_exchange(at, Width::Double, 0x1_0000_0007, 0x1_0000_0027));
+        assert!(!ram.compare_exchange(at, Width::Word, 7, 0x67));
+        assert!(ram.compare_exchange(at, Width::Word, 0x27, 0x67), "the upper half does not");
+        let mut found = [0; 8];
+        ram.read(at, &mut found).unwrap();
+        assert_eq!(u64::from_le_bytes(found), 0x1_0000_0067);
+    }
+
+    #[test]
+    fn nothing_is_exchanged_outside_or_across() {
+        let ram = ram();
+        for at in [0x4000_2000, 0x4000_0ffc, 0x4000_0004, u64::MAX] {
+            assert!(!ram.compare_exchange(Gpa(at), Width::Double, 0, 1), "{at:#x}");
+        }
+        assert!(!ram.compare_exchange(Gpa(0x4000_0002), Width::Word, 0, 1));
+        assert!(ram.compare_exchange(Gpa(0x4000_0004), Width::Word, 0, 1));
     }
 }

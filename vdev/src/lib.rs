@@ -213,6 +213,17 @@ pub trait GuestMemory {
     /// # Errors
     /// [`OutsideRam`] if the range is not wholly RAM.
     fn write(&self, at: Gpa, from: &[u8]) -> Result<(), OutsideRam>;
+
+    /// Stores `new` as a number of this width at `at`, if `old` is there; tells whether it did. Memory that others reach
+    /// meanwhile does it in one step, for aligned places and [`Width::Word`] and [`Width::Double`] only; this default is for
+    /// memory that nobody else reaches.
+    fn compare_exchange(&self, at: Gpa, width: Width, old: u64, new: u64) -> bool {
+        let (mut found, old, new) = ([0; 8], old.to_le_bytes(), new.to_le_bytes());
+        let bytes = 1 << width as usize;
+        self.read(at, &mut found[..bytes]).is_ok()
+            && found[..bytes] == old[..bytes]
+            && self.write(at, &new[..bytes]).is_ok()
+    }
 }
 
 /// The guest named memory that it does not have.

@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use crate::control::{Controls, cr0, cr4, efer};
-use bulkhead_vdev::{Gpa, GuestMemory};
+use bulkhead_vdev::{Gpa, GuestMemory, Width};
 
 #[cfg(test)]
 mod tests;
@@ -238,17 +238,16 @@ impl Paging {
     }
 
     /// Sets the accessed bits on the way to `at`, and for a write the leaf's dirty bit. An entry that another vCPU has changed
-    /// since it was read is left alone; only the byte with these bits is written.
+    /// since it was read is left alone.
     #[cold]
     fn mark<M: GuestMemory + ?Sized>(&self, memory: &M, at: u64, intent: Intent) {
+        let is_wide = self.controls.efer & efer::LMA != 0 || self.controls.cr4 & cr4::PAE != 0;
+        let width = if is_wide { Width::Double } else { Width::Word };
         let _ = self.walk(memory, at, |place, found, is_leaf| {
             let dirty = if is_leaf && intent == Intent::Write { entry::DIRTY } else { 0 };
-            let [was, ..] = found.to_le_bytes();
-            let [wanted, ..] = (found | entry::ACCESSED | dirty).to_le_bytes();
-            let mut now = [0];
-            if was != wanted && memory.read(place, &mut now).is_ok() && now == [was] {
-                // A failure cannot be: the same place was read above.
-                let _ = memory.write(place, &[wanted]);
+            let wanted = found | entry::ACCESSED | dirty;
+            if found != wanted {
+                memory.compare_exchange(place, width, found, wanted);
             }
         });
     }

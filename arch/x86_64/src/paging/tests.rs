@@ -263,6 +263,34 @@ fn a_table_outside_ram_is_an_error_of_its_own() {
     assert_eq!(walk(&ram, nowhere, AT, READ), Err(WalkError::TableOutsideRam(Gpa(0xff_ffff_f008))));
 }
 
+/// RAM in which another vCPU clears each entry at the last moment before it is marked.
+struct Racing(Ram);
+
+impl GuestMemory for Racing {
+    fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), OutsideRam> {
+        self.0.read(at, into)
+    }
+
+    fn write(&self, at: Gpa, _: &[u8]) -> Result<(), OutsideRam> {
+        panic!("a plain store to {at}");
+    }
+
+    fn compare_exchange(&self, at: Gpa, width: Width, old: u64, new: u64) -> bool {
+        self.0.put(at.0, 0);
+        self.0.compare_exchange(at, width, old, new)
+    }
+}
+
+#[test]
+fn an_entry_that_another_vcpu_clears_meanwhile_stays_clear() {
+    let ram = four_levels();
+    ram.put(ROOT + 0x3008, 0x55000 | 0x07);
+    let racing = Racing(ram);
+    let found = Paging::new(&long(), None, 40).translate(&racing, AT, WRITE);
+    assert_eq!(found, Ok(Gpa(0x55234)), "the walk was before");
+    assert_eq!(racing.0.get(ROOT + 0x3008), 0);
+}
+
 proptest! {
     #[test]
     fn no_tables_and_no_registers_are_too_strange(
