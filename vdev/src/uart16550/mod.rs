@@ -2,8 +2,10 @@
 //!
 //! There is no line speed: a byte written leaves at once, and stays in the transmit FIFO only while the console has
 //! no room. Input is taken from the console only when the receive FIFO has room, and a character time-out is over
-//! at once. So THRE is raised in the moment of the write; a further write while it is pending leaves it pending.
-//! There is no DMA, and nothing sends parity errors, framing errors or breaks.
+//! at once. There is no DMA, and nothing sends parity errors, framing errors or breaks.
+//!
+//! On a PC the line goes to an edge-triggered input, so it has to fall where the data sheet lets it fall. Without FIFOs it is
+//! low between two received bytes: the next one follows a character time later, or as soon as line status is read.
 
 #[cfg(test)]
 mod tests;
@@ -37,6 +39,9 @@ const FIFO_CLEAR_RECEIVE: u8 = 1 << 1;
 const FIFO_CLEAR_TRANSMIT: u8 = 1 << 2;
 /// The trigger level is in bits 7 and 6.
 const FIFO_KEPT: u8 = 0xc1;
+
+/// How long the line is low between two causes: a character at the highest speed, 10 bits of 1/115200 s.
+const CHARACTER_NS: u64 = 86_806;
 
 /// Interrupt identification (PC16550D, table V), highest priority first.
 const ID_LINE: u8 = 0b0110;
@@ -108,8 +113,10 @@ pub struct Uart16550 {
     fifo_control: u8,
     scratch: u8,
     divisor: u16,
-    /// The receive FIFO was cleared, and the console not asked since.
+    /// The receive FIFO was cleared, or its only byte read, and the console not asked since.
     starved: bool,
+    /// When the line may rise again.
+    due_ns: Option<u64>,
     receive: Fifo,
     transmit: Fifo,
 }
@@ -130,6 +137,7 @@ impl Uart16550 {
             scratch: 0,
             divisor: DIVISOR,
             starved: false,
+            due_ns: None,
             receive: Fifo::new(),
             transmit: Fifo::new(),
         }
@@ -185,8 +193,20 @@ impl Uart16550 {
 
     fn read_data(&mut self, ports: &mut Ports<'_>) -> u8 {
         let byte = self.receive.pop().unwrap_or(0);
-        self.pull(ports);
+        if self.has_fifos() {
+            self.pull(ports);
+            return byte;
+        }
+        self.show_received();
+        self.starved = true;
+        if self.enabled.contains(Sources::RECEIVED) {
+            self.call_back(ports);
+        }
         byte
+    }
+
+    fn call_back(&mut self, ports: &Ports<'_>) {
+        self.due_ns = Some(ports.clock.now_ns().saturating_add(CHARACTER_NS));
     }
 
     /// To see the transmitter's interrupt as the cause ends it (PC16550D, table V).
@@ -459,8 +479,13 @@ impl Device for Uart16550 {
     }
 
     fn notify(&mut self, ports: &mut Ports<'_>) {
+        self.due_ns = None;
         self.drain(ports);
         self.pull(ports);
+    }
+
+    fn alarm(&self) -> Option<u64> {
+        self.due_ns
     }
 
     fn reset(&mut self) {
