@@ -5,7 +5,9 @@
 //! at once. There is no DMA, and nothing sends parity errors, framing errors or breaks.
 //!
 //! On a PC the line goes to an edge-triggered input, so it has to fall where the data sheet lets it fall. Without FIFOs it is
-//! low between two received bytes: the next one follows a character time later, or as soon as line status is read.
+//! low between two received bytes: the next one follows a character time later, or as soon as line status is read. A byte that
+//! is written ends THRE's interrupt, if a driver may have seen it, and raises it again a character time later. Most drivers end
+//! it by reading identification; then the next byte raises it in the moment of the write, and those behind it leave it pending.
 
 #[cfg(test)]
 mod tests;
@@ -117,6 +119,10 @@ pub struct Uart16550 {
     starved: bool,
     /// When the line may rise again.
     due_ns: Option<u64>,
+    /// THRE is raised then.
+    owes_empty: bool,
+    /// A driver may have seen that THRE is pending: the next byte ends that.
+    shows_empty: bool,
     receive: Fifo,
     transmit: Fifo,
 }
@@ -138,12 +144,15 @@ impl Uart16550 {
             divisor: DIVISOR,
             starved: false,
             due_ns: None,
+            owes_empty: false,
+            shows_empty: false,
             receive: Fifo::new(),
             transmit: Fifo::new(),
         }
     }
 
     fn read(&mut self, offset: u64, ports: &mut Ports<'_>) -> u8 {
+        self.shows_empty = true;
         match offset {
             DATA if !self.shows_divisor() => self.read_data(ports),
             IDENTIFY => self.read_identification(),
@@ -245,9 +254,30 @@ impl Uart16550 {
             return self.hold(byte);
         }
         // The FIFO filled and became empty at once.
-        if !self.is_blocked() {
-            self.pending.insert(Sources::EMPTY);
+        if self.is_blocked() || self.owes_empty {
+            return;
         }
+        if !self.pending.contains(Sources::EMPTY) {
+            self.pending.insert(Sources::EMPTY);
+            self.shows_empty = false;
+        } else if self.shows_empty && self.enabled.contains(Sources::EMPTY) {
+            self.pending.remove(Sources::EMPTY);
+            self.owes_empty = true;
+            self.call_back(ports);
+        }
+    }
+
+    /// THRE is pending, and announced as a cause of its own.
+    fn show_empty(&mut self) {
+        self.owes_empty = false;
+        self.pending.insert(Sources::EMPTY);
+        self.shows_empty = true;
+    }
+
+    /// THRE's interrupt was raised by a byte, and nothing was read since: whoever looks now sees it.
+    #[inline]
+    fn hides_empty(&self) -> bool {
+        !self.shows_empty && self.pending.intersection(self.enabled).contains(Sources::EMPTY)
     }
 
     /// Keeps a byte that the console has no room for; one too many is lost.
@@ -257,6 +287,7 @@ impl Uart16550 {
         }
         self.line.remove(Line::IDLE);
         self.pending.remove(Sources::EMPTY);
+        self.owes_empty = false;
     }
 
     fn is_blocked(&self) -> bool {
@@ -279,7 +310,7 @@ impl Uart16550 {
 
     fn became_empty(&mut self) {
         self.line.insert(Line::IDLE);
-        self.pending.insert(Sources::EMPTY);
+        self.show_empty();
     }
 
     /// Takes input as far as the FIFO has room.
@@ -319,7 +350,7 @@ impl Uart16550 {
         let added = sources.difference(self.enabled);
         self.enabled = sources;
         if added.contains(Sources::EMPTY) && !self.is_blocked() {
-            self.pending.insert(Sources::EMPTY);
+            self.show_empty();
         }
         if self.starved {
             self.pull(ports);
@@ -459,6 +490,7 @@ impl Device for Uart16550 {
             LINE_STATUS if self.is_blocked() || self.starved || self.line.contains(Line::OVERRUN) => {
                 return None;
             }
+            LINE_STATUS | IDENTIFY if self.hides_empty() => return None,
             LINE_STATUS => self.line.bits(),
             MODEM_STATUS if self.modem.intersects(Modem::CHANGES) => return None,
             MODEM_STATUS => self.modem.bits(),
@@ -480,6 +512,9 @@ impl Device for Uart16550 {
 
     fn notify(&mut self, ports: &mut Ports<'_>) {
         self.due_ns = None;
+        if self.owes_empty {
+            self.show_empty();
+        }
         self.drain(ports);
         self.pull(ports);
     }

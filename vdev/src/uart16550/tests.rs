@@ -146,6 +146,63 @@ fn a_store_to_the_transmitter_raises_its_interrupt_and_identification_ends_it() 
     assert_eq!(bench.read(IDENTIFY), 0xc1);
 }
 
+/// Drivers that send a byte for each interrupt, and do not ask for its cause.
+#[test]
+fn a_byte_ends_the_transmitters_interrupt_and_raises_it_again_later() {
+    for fifo_control in [0, 0x87] {
+        let mut bench = Bench::new();
+        bench.write(IDENTIFY, fifo_control);
+        bench.write(MODEM_CONTROL, MCR_PC);
+        bench.write(ENABLE, 2);
+        for byte in b"abc" {
+            assert!(bench.uart.irq());
+            assert_eq!(bench.read(LINE_STATUS), LSR_IDLE);
+            bench.write(DATA, *byte);
+            assert!(!bench.uart.irq());
+            assert_eq!(bench.cause(), 1);
+            bench.write(DATA, *byte);
+            assert!(!bench.uart.irq());
+            bench.ring();
+        }
+        assert_eq!((bench.uart.irq(), bench.uart.alarm()), (true, None));
+        assert_eq!(bench.lent.terminal.output, b"aabbcc");
+    }
+}
+
+#[test]
+fn bytes_behind_one_that_raised_the_interrupt_leave_it_until_a_driver_looks() {
+    for look in [LINE_STATUS, IDENTIFY, DATA] {
+        let mut bench = Bench::running();
+        bench.type_in(b"xy");
+        for byte in b"0123456789abcdef" {
+            bench.write(DATA, *byte);
+            assert!(bench.uart.irq());
+        }
+        assert_eq!(bench.uart.alarm(), None);
+        // Input is the cause that is told, so this does not end the other one.
+        assert_ne!(bench.read(look), 0);
+        bench.write(DATA, b'!');
+        assert!(bench.uart.alarm().is_some(), "register {look}");
+        bench.ring();
+        assert_eq!((bench.read(DATA), bench.uart.alarm()), (if look == DATA { b'y' } else { b'x' }, None));
+    }
+}
+
+#[test]
+fn a_console_that_blocks_meanwhile_puts_off_what_is_owed() {
+    let mut bench = Bench::running();
+    bench.write(ENABLE, 0);
+    bench.write(ENABLE, 2);
+    bench.write(DATA, 1);
+    bench.lent.terminal.blocked = true;
+    bench.write(DATA, 2);
+    bench.ring();
+    assert!(!bench.uart.irq());
+    bench.lent.terminal.blocked = false;
+    bench.notify();
+    assert!(bench.uart.irq());
+}
+
 #[test]
 fn to_enable_the_transmitters_interrupt_while_it_is_empty_raises_it_each_time() {
     let mut bench = Bench::running();
