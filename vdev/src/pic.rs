@@ -120,15 +120,16 @@ impl Pic {
         input.wrapping_sub(self.lowest).wrapping_sub(1) & 7
     }
 
-    /// The request that the output announces: of higher priority than all in service. With the special mask, masked ones in
-    /// service do not count (8259A, special mask mode).
+    /// The request that the output announces: of higher priority than all in service, or more of a cascaded one (8259A, special
+    /// fully nested mode). With the special mask, masked ones in service do not count (8259A, special mask mode).
     fn winner(&self) -> Option<u8> {
         let request = self.first_of(self.requests() & !self.mask)?;
         let masked = if self.is_special_mask { self.mask } else { 0 };
         let nested = if self.is_nested { self.cascaded } else { 0 };
-        let holding = self.service & !masked & !nested;
-        let above = self.first_of(holding).is_none_or(|held| self.rank(request) < self.rank(held));
-        above.then_some(request)
+        let is_let_in = self.first_of(self.service & !masked).is_none_or(|held| {
+            self.rank(request) < self.rank(held) || request == held && nested >> held & 1 != 0
+        });
+        is_let_in.then_some(request)
     }
 
     /// Acknowledges; input 7 without being in service if nothing is requested any more: the spurious interrupt.

@@ -220,8 +220,14 @@ fn the_special_fully_nested_mode_lets_the_second_interrupt_itself() {
         let mut pics = set_up([mode, 1]);
         pulse(&mut pics, 12);
         assert_eq!(pics.acknowledge(), 0x3c);
+        pulse(&mut pics, 5);
+        assert!(!pics.output(), "a lower one of the first waits");
         pulse(&mut pics, 8);
         assert_eq!(pics.output(), nests);
+        end(&mut pics, 0x3c);
+        pulse(&mut pics, 1);
+        assert_eq!(pics.acknowledge(), 0x31);
+        assert!(!pics.output(), "nor does the second come in below");
     }
 }
 
