@@ -1,7 +1,10 @@
-//! Port instructions, one each.
+//! Port instructions, one each, and strings of them.
 #![expect(unsafe_code, reason = "port instructions")]
 
 use core::arch::asm;
+
+use crate::attempt;
+use crate::exception::Fault;
 
 /// IN, one byte.
 #[must_use]
@@ -46,4 +49,23 @@ pub fn read32(port: u16) -> u32 {
 pub fn write32(port: u16, value: u32) {
     // SAFETY: as above.
     unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack)) };
+}
+
+/// REP OUTSB right behind STI, which holds interrupts back for one instruction.
+pub fn write_all_unmasked(port: u16, bytes: &[u8]) {
+    // SAFETY: reads the bytes; the vectors serve interrupts.
+    unsafe {
+        asm!("sti", "rep outsb", in("dx") port, inout("rcx") bytes.len() => _, inout("rsi") bytes.as_ptr() => _);
+    }
+}
+
+/// REP OUTSB with a single step: how it ended, and how many bytes were left then.
+pub fn write_all_stepping(port: u16, bytes: &[u8]) -> (Option<Fault>, usize) {
+    let mut left = bytes.len();
+    // SAFETY: reads the bytes.
+    let fault = unsafe {
+        attempt!("pushfq", "or dword ptr [rsp], 0x100", "popfq", "rep outsb";
+            in("dx") port, inout("rcx") left, inout("rsi") bytes.as_ptr() => _)
+    };
+    (fault, left)
 }

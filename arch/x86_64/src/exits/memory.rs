@@ -71,8 +71,8 @@ impl<V: Vendor> X86<V> {
                     then = then.or(exit);
                     step = plan.answer(value, &mut View::of(vcpu), vm.memory());
                 }
-                // A string instruction goes on with its next element.
-                Step::Done(0) | Step::Retry => return then,
+                Step::Retry => return then,
+                Step::Done(0) => return self.advance_element(vcpu).or(then),
                 Step::Done(length) => return self.advance(vcpu, length).or(then),
                 Step::Raise(raise) => return self.raise_for(vcpu, raise).or(then),
                 Step::Refuse(refusal) => return refuse(refusal),

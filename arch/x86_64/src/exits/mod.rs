@@ -231,9 +231,23 @@ impl<V: Vendor> X86<V> {
             vcpu.control.set(Register::Rip, next & 0xffff_ffff);
         }
         vcpu.control.set(Register::Rflags, flags & !RESUME);
+        if flags & TRAP == 0 { None } else { self.single_step(vcpu) }
+    }
+
+    /// Goes on behind an element of a string instruction that has more: RIP stays, and there may be an interrupt or a single step in
+    /// between, after which no breakpoint at the instruction counts again (SDM Vol. 3B, 17.3.1.1).
+    fn advance_element(&self, vcpu: &mut Vcpu<V>) -> Option<Exit> {
+        vcpu.control.end_shadow();
+        let flags = vcpu.control.get(Register::Rflags);
         if flags & TRAP == 0 {
             return None;
         }
+        vcpu.control.set(Register::Rflags, flags | RESUME);
+        self.single_step(vcpu)
+    }
+
+    #[cold]
+    fn single_step(&self, vcpu: &mut Vcpu<V>) -> Option<Exit> {
         let status = vcpu.control.get(Register::Dr6);
         vcpu.control.set(Register::Dr6, status | DR6_STEP);
         self.raise(vcpu, Delivery::exception(exception_vector::DEBUG, None))

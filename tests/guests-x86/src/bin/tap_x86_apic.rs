@@ -24,6 +24,8 @@ const SERIAL_ENABLES: u16 = 0x3f9;
 /// The 8259s' vectors, which need another end of interrupt.
 const PIC: u8 = 0x20;
 const SPURIOUS: u8 = 0xff;
+/// A byte register of the second serial port that keeps what is written.
+const SCRATCH: u16 = 0x2ff;
 /// How long an interrupt may take, in microseconds: an emulator's CPUs may have to wait for each other.
 const SOON: u64 = 500_000;
 
@@ -31,6 +33,8 @@ static COUNTS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
 /// Which vectors came, in their order.
 static ORDER: [AtomicU8; 64] = [const { AtomicU8::new(0) }; 64];
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
+/// What the scratch register held when a call came last.
+static HELD: AtomicU8 = AtomicU8::new(0);
 static BY_CPU: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
 /// The mode in which handlers end interrupts: 1 is x2APIC.
 static MSRS: AtomicU8 = AtomicU8::new(0);
@@ -51,6 +55,9 @@ fn on_interrupt(vector: u8) {
     // A level without end leaves no time for anything else: its cause ends here.
     if vector == LEVEL && count(LEVEL) == 3 {
         port::write8(SERIAL_ENABLES, 0);
+    }
+    if vector == CALL {
+        HELD.store(port::read8(SCRATCH), Relaxed);
     }
     match vector {
         PIC..0x28 => port::write8(irq::PIC[0].0, irq::PIC_EOI),
@@ -288,6 +295,25 @@ fn priorities(tap: &mut Tap) {
     let came = timer::spin_until(SOON, || count(LOW) > low);
     mask_interrupts();
     tap.check("until CR8 lets it", came);
+    between_elements(tap);
+}
+
+/// A string instruction is interrupted between its elements, not only at its end.
+fn between_elements(tap: &mut Tap) {
+    let numbers: [u8; 64] = core::array::from_fn(|index| u8::try_from(index + 1).unwrap_or(0));
+    let before = count(CALL);
+    Mode::Xapic.send(0, 0x4_4000 | u32::from(CALL));
+    port::write_all_unmasked(SCRATCH, &numbers);
+    mask_interrupts();
+    tap.equal("an interrupt comes with a string instruction behind STI", count(CALL), before + 1);
+    tap.check("after its first elements", (1..60).contains(&HELD.load(Relaxed)));
+    tap.equal("which goes on until its end", port::read8(SCRATCH), 64);
+    let (fault, left) = port::write_all_stepping(SCRATCH, &numbers);
+    tap.equal(
+        "a single step is one element",
+        (fault.map(|fault| fault.vector), left),
+        (Some(exception::DB), 63),
+    );
 }
 
 fn errors(tap: &mut Tap) {
