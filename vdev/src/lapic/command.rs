@@ -101,7 +101,10 @@ impl LocalApic {
             }
             // A level de-assert only set arbitration ids, on machines of the past.
             Delivery::Init if command & (LEVEL | ASSERT) == LEVEL => Effect::Nothing,
-            Delivery::Init if listening != 0 => Effect::SwitchOff(crate::VcpuSet(listening)),
+            Delivery::Init if listening != 0 => {
+                self.apics.silence(listening);
+                Effect::SwitchOff(crate::VcpuSet(listening))
+            }
             Delivery::StartUp if listening != 0 => Effect::Start(crate::VcpuSet(listening), vector),
             _ => Effect::Nothing,
         }

@@ -310,6 +310,15 @@ impl Apics {
         }
     }
 
+    /// INIT: each of `targets` accepts no interrupts from here on, but start-up messages. Its own CPU resets the rest, not before
+    /// it is started; until then a message that it accepted would never be ended.
+    pub(super) fn silence(&self, targets: u32) {
+        let kept = Route::all().difference(Route::ACCEPTS.union(Route::LINT0).union(Route::LINT1));
+        for vcpu in VcpuSet(targets).iter() {
+            self.mailbox(vcpu).route.fetch_and(kept.bits(), Ordering::SeqCst);
+        }
+    }
+
     #[inline]
     pub(super) fn present(&self) -> u32 {
         self.present

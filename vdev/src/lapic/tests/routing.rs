@@ -126,6 +126,23 @@ fn nmi_init_and_start_up_reach_their_targets() {
 }
 
 #[test]
+fn after_init_no_interrupt_is_accepted_until_the_next_start() {
+    let mut machine = enabled(3);
+    assert_eq!(send(&mut machine[0], 2, 0x4500), Effect::SwitchOff(VcpuSet(4)));
+    let apics = Arc::clone(machine[0].apics());
+    for vector in 0x20..0xf0 {
+        let lowest = message(Destination::All, Delivery::LowestPriority, vector, Trigger::Level);
+        assert_eq!(apics.send(lowest).look.0 & 4, 0);
+    }
+    let level = message(Destination::Physical(2), Delivery::Fixed, 0x55, Trigger::Level);
+    assert!(!apics.send(level).is_requested, "nobody would end it");
+    assert_eq!(send(&mut machine[0], 2, 0x4612), Effect::Start(VcpuSet(4), 0x12));
+    machine[2].init();
+    machine[2].set_up_as_firmware_does();
+    assert!(apics.send(level).is_requested);
+}
+
+#[test]
 fn after_a_reset_of_the_vm_every_apic_can_be_started_and_none_accepts_interrupts() {
     let mut machine = enabled_x2(3);
     machine[1].set_base(0xfee0_0000).unwrap();
