@@ -69,8 +69,9 @@ pub(super) const LEAF_D_1_EAX: u32 = bits![0, 1, 2];
 /// XSAVES.
 pub(super) const LEAF_D_1_EAX_XSAVES: u32 = bits![3];
 
-/// LAHF, CR8 by LOCK MOV CR0, ABM, SSE4A, misaligned SSE, PREFETCHW, OSVW, XOP, FMA4, TBM, topology extensions.
-pub(super) const LEAF_80000001_ECX: u32 = bits![0, 4, 5, 6, 7, 8, 9, 11, 16, 21, 22];
+/// LAHF, ABM, SSE4A, misaligned SSE, PREFETCHW, OSVW, XOP, FMA4, TBM, topology extensions. Not CR8 by LOCK MOV CR0, which we do
+/// not decode.
+pub(super) const LEAF_80000001_ECX: u32 = bits![0, 5, 6, 7, 8, 9, 11, 16, 21, 22];
 pub(super) const LEAF_80000001_ECX_AVX: u32 = bits![11, 16];
 /// CMP_LEGACY: cores are told apart, not threads.
 pub(super) const CMP_LEGACY: u32 = bits![1];

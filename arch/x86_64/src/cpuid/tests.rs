@@ -111,8 +111,12 @@ fn what_we_do_not_serve_is_not_offered() {
         assert_eq!(structured.edx >> bit & 1, 0, "hybrid, LBR, AMX: leaf 7, EDX {bit}");
     }
     let extended = read(&table, 0x8000_0001, 0);
-    for bit in [2, 3, 10, 12, 13, 15, 17, 19, 23, 24, 26, 27, 28, 29] {
-        assert_eq!(extended.ecx >> bit & 1, 0, "SVM, IBS, PMU, MWAITX: leaf 8000_0001, ECX {bit}");
+    for bit in [2, 3, 4, 10, 12, 13, 15, 17, 19, 23, 24, 26, 27, 28, 29] {
+        assert_eq!(
+            extended.ecx >> bit & 1,
+            0,
+            "SVM, CR8 by MOV CR0, IBS, PMU, MWAITX: leaf 8000_0001, ECX {bit}"
+        );
     }
     for number in [
         3, 5, 8, 9, 0xa, 0xc, 0xe, 0xf, 0x10, 0x11, 0x12, 0x13, 0x14, 0x17, 0x18, 0x19, 0x1a, 0x1b, 0x1c,
