@@ -1,8 +1,9 @@
 //! The ways in which a PC's software resets its machine: the reset control register, port 0x92 and the keyboard
 //! controller's pulse.
 //!
-//! Of the keyboard controller (8042) there is just enough for that: it is never busy, has no data, and knows the
-//! commands that reach its output port. Address line 20 can be switched and read back, but memory never wraps.
+//! Of the keyboard controller (8042) there is just enough for that: it is never busy, has neither keyboard nor mouse, and knows
+//! the commands that reach its output port, and those that a PC's software waits for the answer of. Address line 20 can be
+//! switched and read back, but memory never wraps.
 
 use crate::isa::{Byte, bytewise};
 use crate::{Access, Device, Ports, Width, Wish};
@@ -16,8 +17,18 @@ const COMMAND: u64 = 2;
 const FAST_RESET: u8 = 1 << 0;
 const ADDRESS_20: u8 = 1 << 1;
 
-/// The controller passed its self test; nothing to read, ready to be written.
-const STATUS: u8 = 1 << 2;
+/// Status: there is an answer to read; the controller passed its self test; bit 1 is clear, so it can be written.
+const STATUS_FULL: u8 = 1 << 0;
+const STATUS_PASSED: u8 = 1 << 2;
+/// Commands that are answered.
+const READ_COMMAND_BYTE: u8 = 0x20;
+const TEST_CONTROLLER: u8 = 0xaa;
+const TEST_KEYBOARD: u8 = 0xab;
+const READ_OUTPUT_PORT: u8 = 0xd0;
+/// Their answers: passed the self test, both ports off, no interrupts; no fault of the controller; none of the keyboard's wires.
+const COMMAND_BYTE: u8 = 0x34;
+const CONTROLLER_PASSED: u8 = 0x55;
+const KEYBOARD_PASSED: u8 = 0x00;
 const WRITE_OUTPUT_PORT: u8 = 0xd1;
 const DISABLE_ADDRESS_20: u8 = 0xdd;
 const ENABLE_ADDRESS_20: u8 = 0xdf;
@@ -32,11 +43,12 @@ pub struct PcReset {
     system_control: u8,
     /// The next byte of data is for the output port.
     takes_output: bool,
+    answer: Option<u8>,
 }
 
 impl Default for PcReset {
     fn default() -> Self {
-        Self { system_control: ADDRESS_20, takes_output: false }
+        Self { system_control: ADDRESS_20, takes_output: false, answer: None }
     }
 }
 
@@ -50,8 +62,9 @@ impl PcReset {
     fn read(&self, offset: u64) -> u8 {
         match offset {
             SYSTEM_CONTROL => self.system_control,
-            DATA => 0,
-            COMMAND => STATUS,
+            DATA => self.answer.unwrap_or(0),
+            COMMAND if self.answer.is_some() => STATUS_PASSED | STATUS_FULL,
+            COMMAND => STATUS_PASSED,
             _ => u8::MAX,
         }
     }
@@ -79,6 +92,10 @@ impl PcReset {
     fn command(&mut self, command: u8) -> bool {
         self.takes_output = command == WRITE_OUTPUT_PORT;
         match command {
+            READ_COMMAND_BYTE => self.answer = Some(COMMAND_BYTE),
+            TEST_CONTROLLER => self.answer = Some(CONTROLLER_PASSED),
+            TEST_KEYBOARD => self.answer = Some(KEYBOARD_PASSED),
+            READ_OUTPUT_PORT => self.answer = Some(OUTPUT_RUN | self.system_control & ADDRESS_20),
             DISABLE_ADDRESS_20 => self.switch_address_20(false),
             ENABLE_ADDRESS_20 => self.switch_address_20(true),
             PULSE.. => return command & OUTPUT_RUN == 0,
@@ -96,7 +113,13 @@ impl PcReset {
 impl Device for PcReset {
     fn access(&mut self, offset: u64, access: Access, ports: &mut Ports<'_>) -> u64 {
         bytewise(offset, access, |offset, ask| match ask {
-            Byte::Read => self.read(offset),
+            Byte::Read => {
+                let value = self.read(offset);
+                if offset == DATA {
+                    self.answer = None;
+                }
+                value
+            }
             Byte::Write(value) => {
                 if self.write(offset, value) {
                     ports.wish = Some(Wish::Reset);
@@ -107,7 +130,8 @@ impl Device for PcReset {
     }
 
     fn peek(&self, offset: u64, width: Width) -> Option<u64> {
-        (width == Width::Byte).then(|| u64::from(self.read(offset)))
+        let changes = offset == DATA && self.answer.is_some();
+        (width == Width::Byte && !changes).then(|| u64::from(self.read(offset)))
     }
 
     fn irq(&self) -> bool {
@@ -158,8 +182,9 @@ mod tests {
 
     impl Bench {
         fn read(&mut self, offset: u64) -> u64 {
+            let peeked = self.device.peek(offset, Width::Byte);
             let value = self.lent.with(|ports| self.device.access(offset, Access::Read(Width::Byte), ports));
-            assert_eq!(self.device.peek(offset, Width::Byte), Some(value));
+            assert!(peeked.is_none_or(|peeked| peeked == value));
             value
         }
 
@@ -193,6 +218,33 @@ mod tests {
         bench.resets(COMMAND, 0xdd);
         assert_eq!(bench.read(SYSTEM_CONTROL), 0);
         bench.resets(COMMAND, 0xdf);
+        assert_eq!(bench.read(SYSTEM_CONTROL), 2);
+    }
+
+    #[test]
+    fn commands_that_answer_are_answered_once() {
+        let mut bench = Bench::default();
+        for (command, answer) in [(0x20, 0x34), (0xaa, 0x55), (0xab, 0), (0xd0, 3)] {
+            assert!(!bench.resets(COMMAND, command));
+            assert_eq!(bench.device.peek(COMMAND, Width::Byte), Some(5));
+            assert_eq!(bench.device.peek(DATA, Width::Byte), None, "to read it changes the status");
+            assert_eq!((bench.read(COMMAND), bench.read(DATA)), (5, answer), "command {command:#x}");
+            assert_eq!((bench.read(COMMAND), bench.read(DATA)), (4, 0));
+        }
+    }
+
+    /// What boot loaders do: the keyboard off, the output port read and written again with the bit set.
+    #[test]
+    fn address_line_20_is_switched_on_by_way_of_the_output_port() {
+        let mut bench = Bench::default();
+        bench.resets(COMMAND, 0xdd);
+        bench.resets(COMMAND, 0xad);
+        bench.resets(COMMAND, 0xd0);
+        assert_eq!(bench.read(COMMAND) & 3, 1);
+        let output = u8::try_from(bench.read(DATA)).unwrap();
+        assert_eq!(output & 2, 0);
+        bench.resets(COMMAND, 0xd1);
+        assert!(!bench.resets(DATA, output | 2));
         assert_eq!(bench.read(SYSTEM_CONTROL), 2);
     }
 
