@@ -21,6 +21,7 @@ pub mod lapic;
 pub mod pc;
 pub mod pc_irqs;
 pub mod pc_reset;
+pub mod pc_timers;
 pub mod pci;
 pub mod pic;
 pub mod pit;

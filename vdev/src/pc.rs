@@ -44,6 +44,8 @@ pub const IOAPIC: Gpa = Gpa(0xfec0_0000);
 pub const HPET: Gpa = Gpa(0xfed0_0000);
 /// Bytes of [`HPET`].
 pub const HPET_BYTES: u64 = 0x400;
+/// Where [`HPET`] begins in the register space that the timers on one line share.
+pub const HPET_OFFSET: u64 = 0x1000;
 /// The local APIC after power-on, 4 KiB.
 pub const LAPIC: Gpa = Gpa(0xfee0_0000);
 
@@ -95,8 +97,8 @@ pub const RESET_CONTROL: u16 = 0xcf9;
 /// What resets the machine when written to [`RESET_CONTROL`]: a hard reset, now.
 pub const RESET_CONTROL_VALUE: u8 = 0x06;
 
-/// What the high precision event timer says it is, the low half of its first register: Intel's, no legacy replacement, a
-/// counter of 64 bits, three comparators, revision 1 (IA-PC HPET 1.0a, 2.3.4).
+/// What the high precision event timer says it is, the low half of its first register: Intel's, a counter of 64 bits, three
+/// comparators, revision 1; nothing of legacy replacement (IA-PC HPET 1.0a, 2.3.4).
 pub const HPET_ID: u32 = 0x8086_2201;
 /// Nanoseconds of one tick of the high precision event timer.
 pub const HPET_PERIOD_NS: u64 = 10;

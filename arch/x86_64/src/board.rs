@@ -12,11 +12,10 @@ use bulkhead_firmware_stubs::{bzimage, multiboot1, pc_placement, pvh};
 use bulkhead_vdev::acpi_pm::AcpiPm;
 use bulkhead_vdev::cmos::Cmos;
 use bulkhead_vdev::delay_port::DelayPort;
-use bulkhead_vdev::hpet::Hpet;
 use bulkhead_vdev::pc::{self, PortWindow};
 use bulkhead_vdev::pc_reset::PcReset;
+use bulkhead_vdev::pc_timers::PcTimers;
 use bulkhead_vdev::pci::PciHost;
-use bulkhead_vdev::pit::Pit;
 use bulkhead_vdev::uart16550::Uart16550;
 use bulkhead_vdev::{Device, Gpa};
 
@@ -131,13 +130,12 @@ fn devices(ram_bytes: u64) -> (Vec<Wired>, Vec<Window>) {
     let mut wiring = Wiring::default();
     wiring.add(Box::new(Uart16550::new(true)), Some(pc::COM1_LINE), &pc::COM1);
     wiring.add(Box::new(Uart16550::new(false)), Some(pc::COM2_LINE), &pc::COM2);
-    wiring.add(Box::new(Pit::new()), Some(pc::PIT_LINE), &pc::PIT);
+    let timers = wiring.add(Box::new(PcTimers::new()), Some(pc::PIT_LINE), &pc::PIT);
     wiring.add(Box::new(Cmos::new(ram_bytes)), Some(pc::RTC_LINE), &pc::CMOS);
     wiring.add(Box::new(AcpiPm::new()), Some(pc::SCI_LINE), &pc::ACPI);
     wiring.add(Box::new(PcReset::new()), None, &pc::RESET);
     wiring.add(Box::new(DelayPort), None, &pc::DELAY);
     let pci = wiring.add(Box::new(PciHost::new()), None, &pc::PCI_CONFIG);
-    let hpet = wiring.add(Box::new(Hpet::new()), None, &[]);
     wiring.windows.extend([
         Window {
             base: Place::Memory(pc::PCI_ECAM),
@@ -145,7 +143,12 @@ fn devices(ram_bytes: u64) -> (Vec<Wired>, Vec<Window>) {
             device: pci,
             offset: pc::PCI_ECAM_OFFSET,
         },
-        Window { base: Place::Memory(pc::HPET), len: pc::HPET_BYTES, device: hpet, offset: 0 },
+        Window {
+            base: Place::Memory(pc::HPET),
+            len: pc::HPET_BYTES,
+            device: timers,
+            offset: pc::HPET_OFFSET,
+        },
     ]);
     (wiring.devices, wiring.windows)
 }

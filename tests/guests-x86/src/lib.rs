@@ -9,6 +9,7 @@ pub mod acpi;
 pub mod apic;
 pub mod console;
 pub mod cpu;
+pub mod event_timer;
 pub mod exception;
 pub mod irq;
 pub mod machine;

@@ -6,6 +6,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 use bulkhead_test_guests_x86::apic::{self, Mode, register};
+use bulkhead_test_guests_x86::event_timer::EventTimer;
 use bulkhead_test_guests_x86::exception::{self, mask_interrupts, unmask_interrupts};
 use bulkhead_test_guests_x86::tap::Tap;
 use bulkhead_test_guests_x86::{MAX_CPUS, acpi, cpu, irq, machine, port, println, smp, tables, timer};
@@ -102,6 +103,7 @@ fn main() {
     errors(&mut tap);
     old_controllers(&mut tap);
     pins(&mut tap);
+    event_timer(&mut tap);
     modes(&mut tap);
     if apic::has_x2apic() {
         MSRS.store(1, Relaxed);
@@ -407,6 +409,33 @@ fn pins(tap: &mut Tap) {
     irq::route(4, 1 << 16, 0);
     // The interval timer back to a mode in which it is silent.
     port::write8(0x43, 0x30);
+}
+
+/// The event timer in the interval timer's place, as a system does it that knows no other way.
+fn event_timer(tap: &mut Tap) {
+    let Some(timer) = EventTimer::find() else { return tap.skip("the event timer", "there is none") };
+    irq::route(2, u32::from(PIN), acpi::apic_id(0));
+    let (now, millisecond) = (timer.read(EventTimer::COUNTER), timer.per_millisecond());
+    timer.write(EventTimer::FIRST, 2 << 9 | 4);
+    timer.write(EventTimer::FIRST_VALUE, now + 5 * millisecond);
+    let before = count(PIN);
+    timer.write(EventTimer::CONFIGURATION, 3);
+    tap.check("the event timer interrupts", comes(PIN, before));
+    tap.check("not before its time", timer.read(EventTimer::COUNTER) >= now + 5 * millisecond);
+    timer::delay(10_000);
+    tap.equal("and once", count(PIN), before + 1);
+    timer.write(EventTimer::CONFIGURATION, 0);
+    timer.write(EventTimer::FIRST, 2 << 9 | 0x4c);
+    timer.write(EventTimer::FIRST_VALUE, timer.read(EventTimer::COUNTER) + millisecond);
+    timer.write(EventTimer::FIRST_VALUE, millisecond);
+    timer.write(EventTimer::CONFIGURATION, 3);
+    unmask_interrupts();
+    let many = timer::spin_until(SOON, || count(PIN) >= before + 6);
+    mask_interrupts();
+    tap.check("with periods it comes again and again", many);
+    timer.write(EventTimer::FIRST, 0);
+    timer.write(EventTimer::CONFIGURATION, 0);
+    irq::route(2, 1 << 16 | u32::from(PIN), acpi::apic_id(0));
 }
 
 fn modes(tap: &mut Tap) {
