@@ -4,8 +4,8 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    Action, Alu, Base, Bit, CodeSize, DecodeError, Instruction, Memory, Operand, Operation, Register, Source,
-    StringOperation, Unary,
+    Action, Alu, Base, Bit, CodeSize, DecodeError, Instruction, Memory, Operand, Operation, Register, Repeat,
+    Source, StringOperation, Unary,
 };
 use crate::vendor::SegmentName;
 use bulkhead_vdev::Width;
@@ -113,7 +113,7 @@ fn with_memory(iced: &Iced, action: Action) -> Option<Operation> {
 }
 
 fn string(iced: &Iced) -> Option<Operation> {
-    use StringOperation::{In, Load, Move, Out, Store};
+    use StringOperation::{Compare, In, Load, Move, Out, Scan, Store};
     let (operation, width) = match iced.mnemonic() {
         Mnemonic::Movsb => (Move, Width::Byte),
         Mnemonic::Movsw => (Move, Width::Half),
@@ -133,9 +133,17 @@ fn string(iced: &Iced) -> Option<Operation> {
         Mnemonic::Outsb => (Out, Width::Byte),
         Mnemonic::Outsw => (Out, Width::Half),
         Mnemonic::Outsd => (Out, Width::Word),
+        Mnemonic::Cmpsb => (Compare, Width::Byte),
+        Mnemonic::Cmpsw => (Compare, Width::Half),
+        Mnemonic::Cmpsd => (Compare, Width::Word),
+        Mnemonic::Cmpsq => (Compare, Width::Double),
+        Mnemonic::Scasb => (Scan, Width::Byte),
+        Mnemonic::Scasw => (Scan, Width::Half),
+        Mnemonic::Scasd => (Scan, Width::Word),
+        Mnemonic::Scasq => (Scan, Width::Double),
         _ => return None,
     };
-    // SSE's MOVSD is no string instruction: no such operand.
+    // SSE's MOVSD and CMPSD are no string instructions: no such operand.
     let address = [iced.op0_kind(), iced.op1_kind()].into_iter().find_map(|kind| match kind {
         OpKind::MemorySegSI | OpKind::MemoryESDI => Some(Width::Half),
         OpKind::MemorySegESI | OpKind::MemoryESEDI => Some(Width::Word),
@@ -143,10 +151,14 @@ fn string(iced: &Iced) -> Option<Operation> {
         _ => None,
     })?;
     let segment = match operation {
-        Store | In => SegmentName::Es,
-        Move | Load | Out => segment(iced.memory_segment())?,
+        Store | In | Scan => SegmentName::Es,
+        Move | Load | Out | Compare => segment(iced.memory_segment())?,
     };
-    let repeat = iced.has_rep_prefix() || iced.has_repne_prefix();
+    let repeat = match (iced.has_rep_prefix(), iced.has_repne_prefix()) {
+        (false, false) => Repeat::Once,
+        (true, _) => Repeat::WhileEqual,
+        (false, true) => Repeat::WhileUnequal,
+    };
     Some(Operation::String { operation, width, segment, address, repeat })
 }
 

@@ -133,7 +133,7 @@ pub enum Bit {
     Complement,
 }
 
-/// String instructions. Those with two operands read at `segment:rSI` and write at `ES:rDI`.
+/// String instructions. Those with two operands have the first at `segment:rSI` and the second at `ES:rDI`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StringOperation {
     /// MOVS
@@ -146,6 +146,21 @@ pub enum StringOperation {
     In,
     /// OUTS
     Out,
+    /// CMPS
+    Compare,
+    /// SCAS
+    Scan,
+}
+
+/// What a string instruction's prefix says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Repeat {
+    /// None: one element.
+    Once,
+    /// REP; before a comparison REPE.
+    WhileEqual,
+    /// REPNE; where nothing is compared the same as REP.
+    WhileUnequal,
 }
 
 /// What an instruction with a memory operand does, and with what.
@@ -195,8 +210,8 @@ pub enum Operation {
         segment: SegmentName,
         /// How wide rSI, rDI and rCX are used.
         address: Width,
-        /// REP; REPNE means the same here.
-        repeat: bool,
+        /// How often.
+        repeat: Repeat,
     },
     /// MOV to a control register (its number); the register is as wide as the mode has it.
     ToControl(u8, Register),

@@ -111,6 +111,7 @@ fn controls_are_told_apart() {
     assert!(matches!(operation(&[0x0f, 0x01, 0xe0], Bits64), Operation::StoreStatusWord(_)));
     assert_eq!(operation(&[0x8e, 0xd8], Bits64), Operation::Other, "MOV DS, AX");
     assert_eq!(operation(&[0xf2, 0x0f, 0x10, 0x00], Bits64), Operation::Other, "MOVSD of SSE is no string");
+    assert_eq!(operation(&[0xf2, 0x0f, 0xc2, 0x00, 0x01], Bits64), Operation::Other, "nor is its CMPSD");
 }
 
 #[test]
@@ -121,20 +122,31 @@ fn strings_know_their_segment_and_width() {
         };
         (operation, width, segment, address, repeat)
     };
-    use StringOperation::{In, Move, Out, Store};
+    use StringOperation::{Compare, In, Move, Out, Scan, Store};
     let ds = SegmentName::Ds;
-    assert_eq!(string(&[0xf3, 0xa5], CodeSize::Bits32), (Move, Width::Word, ds, Width::Word, true));
+    assert_eq!(
+        string(&[0xf3, 0xa5], CodeSize::Bits32),
+        (Move, Width::Word, ds, Width::Word, Repeat::WhileEqual)
+    );
     assert_eq!(
         string(&[0x67, 0x48, 0xab], CodeSize::Bits64),
-        (Store, Width::Double, SegmentName::Es, Width::Word, false)
+        (Store, Width::Double, SegmentName::Es, Width::Word, Repeat::Once)
     );
     assert_eq!(
         string(&[0x2e, 0x6f], CodeSize::Bits16),
-        (Out, Width::Half, SegmentName::Cs, Width::Half, false)
+        (Out, Width::Half, SegmentName::Cs, Width::Half, Repeat::Once)
     );
     assert_eq!(
         string(&[0xf2, 0x6c], CodeSize::Bits64),
-        (In, Width::Byte, SegmentName::Es, Width::Double, true)
+        (In, Width::Byte, SegmentName::Es, Width::Double, Repeat::WhileUnequal)
+    );
+    assert_eq!(
+        string(&[0xf3, 0x64, 0xa7], CodeSize::Bits32),
+        (Compare, Width::Word, SegmentName::Fs, Width::Word, Repeat::WhileEqual)
+    );
+    assert_eq!(
+        string(&[0xf2, 0x64, 0xae], CodeSize::Bits64),
+        (Scan, Width::Byte, SegmentName::Es, Width::Double, Repeat::WhileUnequal)
     );
 }
 

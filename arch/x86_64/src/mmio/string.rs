@@ -1,8 +1,8 @@
-//! One element of a string instruction: from a register, a port, RAM or a device to another of these.
+//! One element of a string instruction: from a register, a port, RAM or a device to another of these, or compared with it.
 #![forbid(unsafe_code)]
 
 use super::{Guest, Left, Moving, Plan, Span, Step, Use, address, alu, reach, read_register, write_register};
-use crate::insn::{Instruction, Operation, Register, StringOperation};
+use crate::insn::{Alu, Instruction, Operation, Register, Repeat, StringOperation};
 use crate::paging::Intent;
 use crate::vendor::SegmentName;
 use bulkhead::arch::Place;
@@ -20,11 +20,8 @@ pub(super) struct Element {
     to: Location,
     width: Width,
     address: Width,
-    /// rSI moves on.
-    from_memory: bool,
-    /// rDI moves on.
-    to_memory: bool,
-    repeat: bool,
+    operation: StringOperation,
+    repeat: Repeat,
 }
 
 /// One side of an element.
@@ -38,6 +35,8 @@ enum Location {
     Device(Place),
     /// In two pages, not both RAM.
     Across(Span),
+    /// Nowhere: it is to be compared with this.
+    Value(u64),
 }
 
 pub(super) fn begin<G: Guest, M: GuestMemory + ?Sized>(
@@ -54,37 +53,34 @@ pub(super) fn begin<G: Guest, M: GuestMemory + ?Sized>(
     if is_port != port.is_some() {
         return Step::Retry;
     }
-    if repeat && counter(guest, RCX, address) == 0 {
+    if repeat != Repeat::Once && counter(guest, RCX, address) == 0 {
         return Step::Done(length);
     }
     let port = Location::Device(Place::Port(port.unwrap_or(0)));
     let from = match operation {
-        StringOperation::Store => Ok(Location::Accumulator),
+        StringOperation::Store | StringOperation::Scan => Ok(Location::Accumulator),
         StringOperation::In => Ok(port),
-        StringOperation::Move | StringOperation::Load | StringOperation::Out => {
-            locate(segment, counter(guest, RSI, address), width, Intent::Read, guest, memory)
-        }
+        _ => locate(segment, counter(guest, RSI, address), width, Intent::Read, guest, memory),
     };
     let to = match operation {
         StringOperation::Load => Ok(Location::Accumulator),
         StringOperation::Out => Ok(port),
-        StringOperation::Move | StringOperation::Store | StringOperation::In => {
-            locate(SegmentName::Es, counter(guest, RDI, address), width, Intent::Write, guest, memory)
+        _ => {
+            let intent = if compares(operation) { Intent::Read } else { Intent::Write };
+            locate(SegmentName::Es, counter(guest, RDI, address), width, intent, guest, memory)
         }
     };
     let (from, to) = match (from, to) {
         (Ok(from), Ok(to)) => (from, to),
         (Err(step), _) | (_, Err(step)) => return step,
     };
-    let element = Element {
-        to,
-        width,
-        address,
-        from_memory: !matches!(operation, StringOperation::Store | StringOperation::In),
-        to_memory: !matches!(operation, StringOperation::Load | StringOperation::Out),
-        repeat,
-    };
+    let element = Element { to, width, address, operation, repeat };
     element.take(from, length, guest, memory)
+}
+
+/// Whether the second operand is read too.
+const fn compares(operation: StringOperation) -> bool {
+    matches!(operation, StringOperation::Compare | StringOperation::Scan)
 }
 
 impl Element {
@@ -97,6 +93,7 @@ impl Element {
     ) -> Step {
         let value = match from {
             Location::Accumulator => read_register(guest, self.accumulator()),
+            Location::Value(value) => value,
             Location::Device(place) => {
                 return Step::Ask(place, Access::Read(self.width), Plan { length, left: Left::Put(self) });
             }
@@ -115,7 +112,7 @@ impl Element {
         self.put(value, length, guest, memory)
     }
 
-    /// `value` was read: writes it.
+    /// `value` was read: writes it, or compares it with the other operand, which is read now or was before.
     pub(super) fn put<G: Guest, M: GuestMemory + ?Sized>(
         self,
         value: u64,
@@ -125,6 +122,10 @@ impl Element {
     ) -> Step {
         let value = value & self.width.mask();
         match self.to {
+            Location::Value(first) => self.compare(first, value, guest),
+            to if compares(self.operation) => {
+                return Self { to: Location::Value(value), ..self }.take(to, length, guest, memory);
+            }
             Location::Accumulator => write_register(guest, self.accumulator(), value),
             Location::Device(place) => {
                 let plan = Plan { length, left: Left::Advance(self) };
@@ -147,16 +148,25 @@ impl Element {
     pub(super) fn advance<G: Guest>(self, length: u8, guest: &mut G) -> Step {
         let bytes = self.width.bytes();
         let step = if guest.rflags() & alu::DF == 0 { bytes } else { bytes.wrapping_neg() };
-        for (number, moves) in [(RSI, self.from_memory), (RDI, self.to_memory)] {
-            if moves {
-                self.add(number, step, guest);
-            }
+        if !matches!(self.operation, StringOperation::Store | StringOperation::In | StringOperation::Scan) {
+            self.add(RSI, step, guest);
         }
-        if !self.repeat {
+        if !matches!(self.operation, StringOperation::Load | StringOperation::Out) {
+            self.add(RDI, step, guest);
+        }
+        if self.repeat == Repeat::Once {
             return Step::Done(length);
         }
         self.add(RCX, u64::MAX, guest);
-        Step::Done(if counter(guest, RCX, self.address) == 0 { length } else { 0 })
+        let is_equal = guest.rflags() & alu::ZF != 0;
+        let is_last = counter(guest, RCX, self.address) == 0
+            || compares(self.operation) && is_equal != (self.repeat == Repeat::WhileEqual);
+        Step::Done(if is_last { length } else { 0 })
+    }
+
+    fn compare<G: Guest>(self, first: u64, second: u64, guest: &mut G) {
+        let (_, flags) = alu::binary(Alu::Cmp, first, second, self.width, guest.rflags());
+        guest.set_rflags(flags);
     }
 
     fn add<G: Guest>(self, number: u8, step: u64, guest: &mut G) {

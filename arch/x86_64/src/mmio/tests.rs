@@ -394,6 +394,37 @@ fn ins_and_outs_move_between_a_port_and_ram() {
     );
 }
 
+/// Code, AL and RCX before; how far RDI came, RCX and ZF after.
+type Comparison = (&'static [u8], u64, u64, (u64, u64, bool));
+
+#[test]
+fn a_comparison_repeats_as_long_as_its_prefix_says() {
+    let mut device = std::vec![0xff; WINDOW];
+    device[3] = 7;
+    let ram = ram();
+    ram.write(Gpa(RAM), &[0xff; 8]).unwrap();
+    let cases: [Comparison; 7] = [
+        (&[0xf3, 0xae], 0xff, 8, (4, 4, false)),
+        (&[0xf2, 0xae], 0x07, 8, (4, 4, true)),
+        (&[0xf2, 0xae], 0x00, 3, (3, 0, false)),
+        (&[0xf3, 0xae], 0x00, 0, (0, 0, true)),
+        (&[0xae], 0xff, 8, (1, 8, true)),
+        (&[0xf3, 0xa6], 0, 8, (4, 4, false)),
+        (&[0xf3, 0xa6], 0, 3, (3, 0, true)),
+    ];
+    for (code, al, count, expected) in cases {
+        let mut cpu = Cpu::new(CodeSize::Bits64);
+        cpu.rflags = 2 | alu::ZF;
+        (cpu.registers[0], cpu.registers[1]) = (al, count);
+        (cpu.registers[6], cpu.registers[7]) = (RAM, DEVICE);
+        carry_out(code, Refused { at: Gpa(DEVICE), write: false }, &mut cpu, &ram, &mut device);
+        let is_compare = code.ends_with(&[0xa6]);
+        assert_eq!(cpu.registers[6], RAM + if is_compare { expected.0 } else { 0 });
+        let found = (cpu.registers[7] - DEVICE, cpu.registers[1], cpu.rflags & alu::ZF != 0);
+        assert_eq!(found, expected, "{code:02x?} AL {al:#x} RCX {count}");
+    }
+}
+
 #[test]
 fn segments_are_checked_where_the_cpu_has_not() {
     let ram = ram();

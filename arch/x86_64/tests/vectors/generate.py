@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Makes instructions.txt: random instructions with an operand in device registers, and what an independent CPU makes of them.
 
-Needs the Python package `unicorn`. Run it here: python3 generate.py [COUNT] [SEED] > instructions.txt
+Needs the Python package `unicorn`. Run it here: python3 generate.py [COUNT] [SEED] > instructions.txt. Behind COUNT of all kinds
+come a tenth as many string comparisons.
 
 Each line: bits, instruction, address of the first access and r or w, registers that are not pseudo-random (number=value), and a
 checksum of everything afterwards. src/mmio/tests.rs starts from the same state and has to come to the same checksum.
@@ -63,6 +64,7 @@ FORMS = list(alu_opcodes()) + [(bytes([op]), None, 0) for op in (0x84, 0x85, 0x8
 ] + [(b"\x0f\xba", group, 1) for group in (4, 5, 6, 7)]
 BIT_TESTS = (b"\x0f\xa3", b"\x0f\xab", b"\x0f\xb3", b"\x0f\xbb", b"\x0f\xba")
 STRINGS = [0xA4, 0xA5, 0xAA, 0xAB, 0xAC, 0xAD]
+COMPARISONS = [0xA6, 0xA7, 0xAE, 0xAF]
 
 
 def segment_base(bits, number):
@@ -173,13 +175,13 @@ def moffs(rng, bits):
     return prefix + rex + bytes([rng.randrange(0xA0, 0xA4)]) + address.to_bytes(bits // 8, "little")
 
 
-def string(rng, bits, fixed):
-    opcode, repeat = rng.choice(STRINGS), rng.random() < 0.5
+def string(rng, bits, fixed, opcodes=STRINGS):
+    opcode, repeat = rng.choice(opcodes), rng.random() < 0.5
     kind = opcode & 0xFE
     device, ram = (DEVICE + rng.randrange(0x40, 0x180)), RAM + rng.randrange(0x40, 0x180)
     source, target = rng.choice([(device, ram), (ram, device), (device, device)])
     source = device if kind == 0xAC else source
-    target = device if kind == 0xAA else target
+    target = device if kind in (0xAA, 0xAE) else target
     fixed[6] = source - segment_base(bits, 3)
     fixed[7] = target - segment_base(bits, 0)
     if bits == 64:
@@ -241,10 +243,13 @@ def main():
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 800
     rng = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 1)
     made = 0
-    while made < count:
+    # Comparisons come behind the others.
+    while made < count + count // 10:
         bits, seed, fixed = rng.choice([16, 32, 64, 64]), rng.getrandbits(32), {}
         choice = rng.random()
-        if choice < 0.8:
+        if made >= count:
+            code = string(rng, bits, fixed, COMPARISONS)
+        elif choice < 0.8:
             code = with_operand(rng, bits, fixed)
         elif choice < 0.88:
             code = moffs(rng, bits)

@@ -87,7 +87,7 @@ macro_rules! form {
     };
 }
 
-const FORMS: [Form; 48] = [
+const FORMS: [Form; 51] = [
     form!("mov to register", "mov eax, [r8]"),
     form!("mov to register, indexed", "mov edx, 4", "mov eax, [r8 + rdx * 8 - 32]"),
     form!("mov from register", "mov [r8], ecx"),
@@ -136,6 +136,9 @@ const FORMS: [Form; 48] = [
     form!("movs to", "xchg rsi, rdi", "movsd"),
     form!("stos", "mov rdi, r8", "stosd"),
     form!("lods", "lodsd"),
+    form!("cmps with", "cmpsd"),
+    form!("cmps of", "xchg rsi, rdi", "cmpsd"),
+    form!("scas", "mov rdi, r8", "scasd"),
 ];
 
 fn run(form: &Form, place: u64, keep: u32) -> Outcome {
@@ -253,4 +256,12 @@ fn strings(tap: &mut Tap, hole: u64) {
         (read(OTHER.address()), read(OTHER.address() + 4 * 63)),
         (u32::MAX, u32::MAX),
     );
+    let (equal, unequal, left): (u8, u8, u64);
+    // SAFETY: compares nothing with the ones just copied, then with zero.
+    unsafe {
+        asm!("mov ecx, 64", "repe cmpsd", "sete {equal}", "mov ecx, 64", "mov rdi, r8", "repne scasb", "setne {unequal}",
+            equal = out(reg_byte) equal, unequal = out(reg_byte) unequal, inout("rsi") hole => _,
+            inout("rdi") OTHER.address() => _, in("r8") hole, out("rcx") left, in("eax") 0, options(nostack));
+    }
+    tap.equal("comparisons find ones to the end", (equal, unequal, left), (1, 1, 0));
 }
