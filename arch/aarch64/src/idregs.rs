@@ -4,9 +4,10 @@
 //! Pure: values of the hardware come in, values for the guest go out. The identification registers are a whitelist: a
 //! field that is not named here reads as 0, and so does a register that is not, so that an extension of tomorrow's CPU
 //! stays hidden until its state is kept apart. It relies on the controls that go with it: FP, SVE (where offered) and
-//! pointer authentication untrapped, `SCXTNUM` trapped (`HCR_EL2.EnSCXT` clear), `HCRX_EL2` all clear, `MDCR_EL2` with TPM, TPMS and
-//! TTRF set. Fields are those of the Arm ARM's register descriptions, D24.2 and G8.2.
+//! pointer authentication untrapped, `SCXTNUM` trapped (`HCR_EL2.EnSCXT` clear), `HCRX_EL2` all clear, `MDCR_EL2` with TPM, TPMS, TTRF,
+//! TDA, TDOSA and TDRA set. Fields are those of the Arm ARM's register descriptions, D24.2 and G8.2.
 
+use crate::debug::{DebugRegister, debug_register};
 use crate::esr::{Direction, Encoding};
 
 /// What a guest is offered beyond what its CPU settles.
@@ -31,6 +32,8 @@ pub enum Trapped {
     SoftwareInterruptOfOtherGroup,
     /// A write of `ICC_DIR_EL1`: deactivation.
     Deactivate,
+    /// A register of self-hosted debug.
+    Debug(DebugRegister),
     /// The instruction is undefined.
     Undefined,
 }
@@ -80,7 +83,10 @@ pub const fn classify(encoding: Encoding, direction: Direction) -> Trapped {
         register::ICC_SRE => Trapped::Constant(SYSTEM_REGISTERS_ONLY),
         register::ACTLR => Trapped::Constant(0),
         _ if is_read && is_identification(encoding) => Trapped::Identification,
-        _ => Trapped::Undefined,
+        _ => match debug_register(encoding) {
+            Some(register) => Trapped::Debug(register),
+            None => Trapped::Undefined,
+        },
     }
 }
 
@@ -208,9 +214,9 @@ static REGISTERS: &[Register] = &[
     changed(4, 1, With::Always, fields(&[0, 4]), &[(32, Rule::AtMost(1))]),
     // ID_AA64ZFR0
     kept(4, 4, With::Sve, ALL),
-    // ID_AA64DFR0: BRPs, WRPs, CTX_CMPs and DoubleLock (0xf: absent). DebugVer up to 0xa (version 8.8): 8.9 banks breakpoints behind
-    // MDSELR_EL1. Hidden: trace, PMU, SPE, trace filter, trace buffer, branch records.
-    changed(5, 0, With::Always, fields(&[12, 20, 28, 36]), &[(0, Rule::AtMost(0xa))]),
+    // ID_AA64DFR0: BRPs, WRPs and CTX_CMPs. DoubleLock is absent (0xf): OSDLR_EL1 ignores writes. DebugVer up to 0xa (version 8.8):
+    // 8.9 banks breakpoints behind MDSELR_EL1. Hidden: trace, PMU, SPE, trace filter, trace buffer, branch records.
+    changed(5, 0, With::Always, fields(&[12, 20, 28]), &[(0, Rule::AtMost(0xa)), (36, Rule::Is(0xf))]),
     // ID_AA64ISAR0: all (cryptography, CRC32, atomics, RDM, dot product, FHM, FlagM, TLBI ranges, RNDR) but TME.
     kept(6, 0, With::Always, ALL & !fields(&[24])),
     // ID_AA64ISAR1: all (DPB, pointer authentication, JSCVT, FCMA, LRCPC, FRINTTS, SB, SPECRES, BF16, DGH, I8MM, XS) but LS64, which HCRX_EL2
@@ -318,7 +324,7 @@ mod tests {
     #[test]
     fn debug_keeps_its_breakpoints() {
         let cortex_a57 = 0x1030_5106;
-        assert_eq!(filter(DFR0, cortex_a57, &PLAIN), 0x1030_5006, "all but the PMU");
+        assert_eq!(filter(DFR0, cortex_a57, &PLAIN), 0xf0_1030_5006, "all but the PMU and the double lock");
         assert_eq!(field(filter(DFR0, 0xb, &PLAIN), 0), 0xa);
     }
 
@@ -400,6 +406,11 @@ mod tests {
             classify(Encoding::new(3, 0, 12, 12, 5), Direction::Read),
             Trapped::Constant(7),
             "ICC_SRE_EL1"
+        );
+        assert_eq!(
+            classify(Encoding::new(2, 0, 0, 0, 4), Direction::Write),
+            Trapped::Debug(DebugRegister::BreakpointValue(0)),
+            "DBGBVR0_EL1"
         );
         for (encoding, name) in [
             (Encoding::new(3, 3, 9, 12, 0), "PMCR_EL0"),

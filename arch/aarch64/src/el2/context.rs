@@ -99,6 +99,8 @@ pub(super) struct Context {
     timers: Timers,
     debug: Debug,
     zcr: u64,
+    /// What the guest's `DISR_EL1` is while its errors are virtual ones (`HCR_EL2.AMO`).
+    deferred_error: u64,
     active_priorities: [[u64; 4]; 2],
     simd: [u128; 32],
     /// Vectors and predicates; empty without SVE.
@@ -118,6 +120,7 @@ impl Context {
             timers: Timers::default(),
             debug: Debug::default(),
             zcr: 0,
+            deferred_error: 0,
             active_priorities: [[0; 4]; 2],
             simd: [0; 32],
             sve: alloc::vec![0; sve_bytes],
@@ -133,6 +136,7 @@ impl Context {
         self.timers = Timers::default();
         self.debug = Debug { is_locked: true, ..Debug::default() };
         self.zcr = 0;
+        self.deferred_error = 0;
         self.active_priorities = [[0; 4]; 2];
         self.simd = [0; 32];
         self.sve.fill(0);
@@ -151,6 +155,9 @@ impl Context {
             load_sve(&self.sve, facts.vector_bytes);
         } else {
             load_simd(&self.simd);
+        }
+        if facts.deferred_errors {
+            VDISR_EL2::write(self.deferred_error);
         }
         let [group0, group1] = &self.active_priorities;
         for number in 0..facts.active_priorities.min(4) {
@@ -183,6 +190,9 @@ impl Context {
             save_sve(&mut self.sve, facts.vector_bytes);
         } else {
             save_simd(&mut self.simd);
+        }
+        if facts.deferred_errors {
+            self.deferred_error = VDISR_EL2::read();
         }
         let [group0, group1] = &mut self.active_priorities;
         for number in 0..facts.active_priorities.min(4) {
@@ -222,5 +232,52 @@ impl Context {
             .filter(|(control, _)| control & TIMER_CONTROL == TIMER_ARMED)
             .map(|(_, at)| at)
             .min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FACTS: Facts = Facts {
+        vhe: false,
+        vector_bytes: 0,
+        pointer_keys: true,
+        deferred_errors: true,
+        aarch32: false,
+        address_bits: 40,
+        breakpoints: 6,
+        watchpoints: 4,
+        list_registers: 4,
+        active_priorities: 1,
+        traps_deactivation: true,
+    };
+
+    /// A register that a guest reaches, by its two functions.
+    type Register = (&'static str, fn(u64), fn() -> u64);
+
+    const REGISTERS: [Register; 7] = [
+        ("DISR_EL1", VDISR_EL2::write, VDISR_EL2::read),
+        ("PAR_EL1", PAR_EL1::write, PAR_EL1::read),
+        ("APGAKeyHi_EL1", APGAKEYHI_EL1::write, APGAKEYHI_EL1::read),
+        ("DBGBVR5_EL1", |value| DBGBVR_EL1::write(5, value), || DBGBVR_EL1::read(5)),
+        ("DBGWCR3_EL1", |value| DBGWCR_EL1::write(3, value), || DBGWCR_EL1::read(3)),
+        ("CNTV_CVAL_EL0", |value| CNTV_CVAL_EL0::write(false, value), || CNTV_CVAL_EL0::read(false)),
+        ("AFSR1_EL1", |value| AFSR1_EL1::write(false, value), || AFSR1_EL1::read(false)),
+    ];
+
+    #[test]
+    fn a_vcpu_finds_its_own_registers_and_nothing_of_anothers() {
+        let [mut first, mut second] = [Context::new(&FACTS), Context::new(&FACTS)];
+        first.reset(0);
+        second.reset(0);
+        first.load(&FACTS);
+        REGISTERS.iter().for_each(|(_, write, _)| write(0x5a));
+        first.save(&FACTS);
+        second.load(&FACTS);
+        REGISTERS.iter().for_each(|(name, _, read)| assert_eq!(read(), 0, "{name}"));
+        second.save(&FACTS);
+        first.load(&FACTS);
+        REGISTERS.iter().for_each(|(name, _, read)| assert_eq!(read(), 0x5a, "{name}"));
     }
 }

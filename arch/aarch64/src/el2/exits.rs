@@ -1,11 +1,12 @@
 //! What a guest's synchronous exceptions mean, and what becomes of them.
 
 use super::{El2, Vcpu, vcpu_of};
+use crate::debug::{CONTROL_BITS, DebugRegister};
 use crate::esr::{Class, Direction, Encoding, Esr, Wait, page_and_offset};
 use crate::hw::{
-    ELR_EL1, ELR_EL2, ESR_EL1, ESR_EL2, FAR_EL1, FAR_EL2, HPFAR_EL2, ID_CRM1_EL1, ID_CRM2_EL1, ID_CRM3_EL1,
-    ID_CRM4_EL1, ID_CRM5_EL1, ID_CRM6_EL1, ID_CRM7_EL1, SCTLR_EL1, SPSR_EL1, SPSR_EL2, VBAR_EL1,
-    set_guest_pstate,
+    DBGBCR_EL1, DBGBVR_EL1, DBGWCR_EL1, DBGWVR_EL1, ELR_EL1, ELR_EL2, ESR_EL1, ESR_EL2, FAR_EL1, FAR_EL2,
+    HPFAR_EL2, ID_CRM1_EL1, ID_CRM2_EL1, ID_CRM3_EL1, ID_CRM4_EL1, ID_CRM5_EL1, ID_CRM6_EL1, ID_CRM7_EL1,
+    MDSCR_EL1, OSLAR_EL1, OSLSR_EL1, SCTLR_EL1, SPSR_EL1, SPSR_EL2, VBAR_EL1, set_guest_pstate,
 };
 use crate::idregs::{self, Offered, Trapped};
 use crate::inject::{Exception, Interrupted};
@@ -263,7 +264,8 @@ impl El2 {
             }
             Trapped::Identification => self.identification(encoding),
             Trapped::Constant(value) => value,
-            Trapped::Undefined => {
+            Trapped::Debug(register) if self.has(register) => debug(register, access.direction(), given),
+            Trapped::Debug(_) | Trapped::Undefined => {
                 self.inject(Exception::Undefined, None);
                 return None;
             }
@@ -289,6 +291,19 @@ impl El2 {
         idregs::filter(encoding, hardware_identification(encoding), &offered)
     }
 
+    /// Whether the CPU has that many breakpoints and watchpoints.
+    const fn has(&self, register: DebugRegister) -> bool {
+        match register {
+            DebugRegister::BreakpointValue(number) | DebugRegister::BreakpointControl(number) => {
+                number < self.facts.breakpoints
+            }
+            DebugRegister::WatchpointValue(number) | DebugRegister::WatchpointControl(number) => {
+                number < self.facts.watchpoints
+            }
+            _ => true,
+        }
+    }
+
     // Exceptions for the guest
 
     pub(super) fn inject_external(&self, esr: Esr) {
@@ -311,6 +326,34 @@ impl El2 {
         ELR_EL2::write(VBAR_EL1::read(vhe).wrapping_add(taken.vector_offset));
         set_guest_pstate(taken.spsr);
     }
+}
+
+/// Reads or writes what the guest has of a debug register: the CPU's own, which moves with the guest.
+#[cold]
+#[inline(never)]
+fn debug(register: DebugRegister, direction: Direction, given: u64) -> u64 {
+    if matches!(direction, Direction::Read) {
+        return match register {
+            DebugRegister::BreakpointValue(number) => DBGBVR_EL1::read(number),
+            DebugRegister::BreakpointControl(number) => DBGBCR_EL1::read(number),
+            DebugRegister::WatchpointValue(number) => DBGWVR_EL1::read(number),
+            DebugRegister::WatchpointControl(number) => DBGWCR_EL1::read(number),
+            DebugRegister::Control => MDSCR_EL1::read() & CONTROL_BITS,
+            DebugRegister::LockStatus => OSLSR_EL1::read(),
+            DebugRegister::Lock => 0,
+            DebugRegister::Constant(value) => value,
+        };
+    }
+    match register {
+        DebugRegister::BreakpointValue(number) => DBGBVR_EL1::write(number, given),
+        DebugRegister::BreakpointControl(number) => DBGBCR_EL1::write(number, given),
+        DebugRegister::WatchpointValue(number) => DBGWVR_EL1::write(number, given),
+        DebugRegister::WatchpointControl(number) => DBGWCR_EL1::write(number, given),
+        DebugRegister::Control => MDSCR_EL1::write(given & CONTROL_BITS),
+        DebugRegister::Lock => OSLAR_EL1::write(given),
+        DebugRegister::LockStatus | DebugRegister::Constant(_) => (),
+    }
+    0
 }
 
 fn affinity_info(target: u64, level: u64, vm: &Vm<El2>) -> u64 {

@@ -1,9 +1,9 @@
 //! The controls that keep a guest at EL1, set once on each CPU, and what the CPU can do.
 
 use super::{
-    CNTHCTL_EL2, CPTR_EL2, HCR_EL2, HCRX_EL2, HSTR_EL2, ICC_SRE_EL2, ICH_VTR_EL2, ID_CRM4_EL1, ID_CRM5_EL1,
-    ID_CRM6_EL1, ID_CRM7_EL1, MDCR_EL2, PMCR_EL0, VTCR_EL2, VTTBR_EL2, ZCR_EL2, dsb, forget_all_guests, isb,
-    vector_bytes,
+    CNTHCTL_EL2, CPTR_EL2, HCR_EL2, HCRX_EL2, HSTR_EL2, ICC_SRE_EL1, ICC_SRE_EL2, ICH_VTR_EL2, ID_CRM4_EL1,
+    ID_CRM5_EL1, ID_CRM6_EL1, ID_CRM7_EL1, MDCR_EL2, PMCR_EL0, VTCR_EL2, VTTBR_EL2, ZCR_EL2, dsb,
+    forget_all_guests, isb, vector_bytes,
 };
 use crate::vmsa::Vmsa;
 use bulkhead::arch::Unsupported;
@@ -18,6 +18,8 @@ pub struct Facts {
     pub vector_bytes: usize,
     /// Pointer authentication.
     pub pointer_keys: bool,
+    /// Errors can be deferred (RAS): a guest has a `DISR_EL1`.
+    pub deferred_errors: bool,
     /// AArch32 at EL0.
     pub aarch32: bool,
     /// Bits of a guest-physical address.
@@ -91,6 +93,7 @@ impl Facts {
             vector_bytes: 0,
             // APA, API, GPA, GPI; APA3 and GPA3 of ID_AA64ISAR2_EL1.
             pointer_keys: features & 0xff00_0ff0 != 0 || ID_CRM6_EL1::read(2) & 0xff00 != 0,
+            deferred_errors: processor >> 28 & 0xf != 0,
             aarch32: processor & 0xf == 2,
             address_bits: match memory & 0xf {
                 0 => 32,
@@ -143,7 +146,7 @@ pub fn enable() -> Result<Facts, Unsupported> {
     unsafe { CPTR_EL2::write(cptr(facts.vhe, sve)) };
     // SAFETY: all traps on, our own bits as `prepare` set them; the second stage maps nothing, as VTTBR_EL2 says below.
     unsafe { HCR_EL2::write(facts.hcr(true)) };
-    // SAFETY: traps of performance monitors, profiling and trace; the counters' number is kept.
+    // SAFETY: traps of performance monitors, profiling, trace and debug; the counters' number is kept.
     unsafe { MDCR_EL2::write(MDCR_TRAPS | PMCR_EL0::read() >> 11 & 0x1f) };
     // SAFETY: no AArch32 system register traps beside those of HCR_EL2.
     unsafe { HSTR_EL2::write(0) };
@@ -153,8 +156,10 @@ pub fn enable() -> Result<Facts, Unsupported> {
     }
     // SAFETY: guests use counters and timers of EL1.
     unsafe { CNTHCTL_EL2::write(if facts.vhe { 3 << 10 } else { 3 }) };
-    // SAFETY: system registers for the GIC, at EL1 too.
-    unsafe { ICC_SRE_EL2::write(0xf) };
+    // SAFETY: system registers for the GIC, at EL1 too, and no way for a guest to say otherwise: Enable is clear.
+    unsafe { ICC_SRE_EL2::write(7) };
+    isb();
+    ICC_SRE_EL1::write(7);
     // SAFETY: the format of `Vmsa` and the size that guests' tables are made with.
     unsafe { VTCR_EL2::write(vtcr(facts.address_bits)) };
     // SAFETY: nobody is entered before `Space::load`.
@@ -171,8 +176,9 @@ pub fn enable() -> Result<Facts, Unsupported> {
     Ok(facts)
 }
 
-/// MDCR_EL2 (D24.3.17): TPM and TPMCR, TPMS, TTRF. The buffers of profiling and trace stay EL2's (E2PB, E2TB 0).
-const MDCR_TRAPS: u64 = 1 << 6 | 1 << 5 | 1 << 14 | 1 << 19;
+/// MDCR_EL2 (D24.3.17): TPM and TPMCR, TPMS, TTRF, and of debug TDA, TDOSA, TDRA. The buffers of profiling and trace stay EL2's
+/// (E2PB, E2TB 0).
+const MDCR_TRAPS: u64 = 1 << 6 | 1 << 5 | 1 << 14 | 1 << 19 | 1 << 9 | 1 << 10 | 1 << 11;
 
 /// CPTR_EL2 (D24.2.32), whose layout depends on VHE.
 const fn cptr(vhe: bool, sve: bool) -> u64 {
