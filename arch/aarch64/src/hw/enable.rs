@@ -1,9 +1,11 @@
 //! The controls that keep a guest at EL1, set once on each CPU, and what the CPU can do.
 
 use super::{
-    CNTHCTL_EL2, CPTR_EL2, HCR_EL2, HCRX_EL2, HSTR_EL2, ICC_SRE_EL1, ICC_SRE_EL2, ICH_VTR_EL2, ID_CRM4_EL1,
-    ID_CRM5_EL1, ID_CRM6_EL1, ID_CRM7_EL1, MDCR_EL2, PMCR_EL0, VTCR_EL2, VTTBR_EL2, ZCR_EL2, dsb,
-    forget_all_guests, isb, vector_bytes,
+    CNTHCTL_EL2, CPTR_EL2, HAFGRTR_EL2, HCR_EL2, HCRX_EL2, HDFGRTR_EL2, HDFGRTR2_EL2, HDFGWTR_EL2,
+    HDFGWTR2_EL2, HFGITR_EL2, HFGITR2_EL2, HFGRTR_EL2, HFGRTR2_EL2, HFGWTR_EL2, HFGWTR2_EL2, HSTR_EL2,
+    ICC_SRE_EL1, ICC_SRE_EL2, ICH_VTR_EL2, ID_CRM4_EL1, ID_CRM5_EL1, ID_CRM6_EL1, ID_CRM7_EL1, MDCR_EL2,
+    MPAM2_EL2, MPAMHCR_EL2, MPAMIDR_EL1, PMCR_EL0, VTCR_EL2, VTTBR_EL2, ZCR_EL2, dsb, forget_all_guests, isb,
+    vector_bytes,
 };
 use crate::vmsa::Vmsa;
 use bulkhead::arch::Unsupported;
@@ -147,13 +149,15 @@ pub fn enable() -> Result<Facts, Unsupported> {
     // SAFETY: all traps on, our own bits as `prepare` set them; the second stage maps nothing, as VTTBR_EL2 says below.
     unsafe { HCR_EL2::write(facts.hcr(true)) };
     // SAFETY: traps of performance monitors, profiling, trace and debug; the counters' number is kept.
-    unsafe { MDCR_EL2::write(MDCR_TRAPS | PMCR_EL0::read() >> 11 & 0x1f) };
+    unsafe { MDCR_EL2::write(MDCR_TRAPS | event_counters()) };
     // SAFETY: no AArch32 system register traps beside those of HCR_EL2.
     unsafe { HSTR_EL2::write(0) };
     if ID_CRM7_EL1::read(1) >> 40 & 0xf != 0 {
         // SAFETY: extensions that this register switches on stay off.
         unsafe { HCRX_EL2::write(0) };
     }
+    trap_finely();
+    trap_partitioning();
     // SAFETY: guests use counters and timers of EL1.
     unsafe { CNTHCTL_EL2::write(if facts.vhe { 3 << 10 } else { 3 }) };
     // SAFETY: system registers for the GIC, at EL1 too, and no way for a guest to say otherwise: Enable is clear.
@@ -174,6 +178,55 @@ pub fn enable() -> Result<Facts, Unsupported> {
     forget_all_guests();
     dsb();
     Ok(facts)
+}
+
+/// Fine-grained traps (FEAT_FGT, FEAT_FGT2), UNKNOWN until they are written. All clear: what they could take from a guest beyond
+/// the other controls is the guest's, and what later extensions let a guest reach (their bits are negative) is not.
+fn trap_finely() {
+    macro_rules! clear {
+        ($($register:ident)*) => {
+            $(
+                // SAFETY: with all bits clear nothing is untrapped that another control traps.
+                unsafe { $register::write(0) };
+            )*
+        };
+    }
+    let version = ID_CRM7_EL1::read(0) >> 56 & 0xf;
+    if version >= 1 {
+        clear!(HFGRTR_EL2 HFGWTR_EL2 HFGITR_EL2 HDFGRTR_EL2 HDFGWTR_EL2);
+        let has_activity_monitors = ID_CRM4_EL1::read(0) >> 44 & 0xf != 0;
+        if has_activity_monitors {
+            clear!(HAFGRTR_EL2);
+        }
+    }
+    if version >= 2 {
+        clear!(HFGRTR2_EL2 HFGWTR2_EL2 HFGITR2_EL2 HDFGRTR2_EL2 HDFGWTR2_EL2);
+    }
+}
+
+/// Memory partitioning (MPAM): guests neither see it nor choose a partition, and we are in partition 0.
+fn trap_partitioning() {
+    const TRAP_MPAM1: u64 = 1 << 48;
+    const TRAP_MPAM0: u64 = 1 << 49;
+    const TRAP_IDENTIFICATION: u64 = 1 << 31;
+    const HAS_HCR: u64 = 1 << 17;
+    if ID_CRM4_EL1::read(0) >> 40 & 0xf == 0 && ID_CRM4_EL1::read(1) >> 16 & 0xf == 0 {
+        return;
+    }
+    // SAFETY: more traps, no more than before is allowed.
+    unsafe { MPAM2_EL2::write(TRAP_MPAM0 | TRAP_MPAM1) };
+    if MPAMIDR_EL1::read() & HAS_HCR != 0 {
+        // SAFETY: as above.
+        unsafe { MPAMHCR_EL2::write(TRAP_IDENTIFICATION) };
+    }
+}
+
+/// How many event counters the CPU's performance monitor has (PMCR_EL0.N, for MDCR_EL2.HPMN); PMUVer 0 and 0xf: no PMUv3.
+fn event_counters() -> u64 {
+    match ID_CRM5_EL1::read(0) >> 8 & 0xf {
+        0 | 0xf => 0,
+        _ => PMCR_EL0::read() >> 11 & 0x1f,
+    }
 }
 
 /// MDCR_EL2 (D24.3.17): TPM and TPMCR, TPMS, TTRF, and of debug TDA, TDOSA, TDRA. The buffers of profiling and trace stay EL2's
@@ -240,6 +293,32 @@ mod tests {
     fn forty_bits_are_walked_from_level_1() {
         assert_eq!(vtcr(40), 0x8002_3558);
         assert_eq!(vtcr(36) & 0x3f, 28);
+    }
+
+    #[test]
+    fn fine_grained_traps_are_what_we_wrote_where_the_cpu_has_them() {
+        // SAFETY: the fake's.
+        unsafe { HFGRTR_EL2::write(u64::MAX) };
+        // SAFETY: as above.
+        unsafe { HFGRTR2_EL2::write(u64::MAX) };
+        ID_CRM7_EL1::write(0, 0);
+        trap_finely();
+        assert_eq!((HFGRTR_EL2::read(), HFGRTR2_EL2::read()), (u64::MAX, u64::MAX));
+        ID_CRM7_EL1::write(0, 1 << 56);
+        trap_finely();
+        assert_eq!((HFGRTR_EL2::read(), HFGRTR2_EL2::read()), (0, u64::MAX));
+        ID_CRM7_EL1::write(0, 2 << 56);
+        trap_finely();
+        assert_eq!(HFGRTR2_EL2::read(), 0);
+    }
+
+    #[test]
+    fn counters_are_counted_only_where_there_is_a_monitor() {
+        PMCR_EL0::write(6 << 11);
+        for (version, counters) in [(0, 0), (1, 6), (6, 6), (0xf, 0)] {
+            ID_CRM5_EL1::write(0, version << 8);
+            assert_eq!(event_counters(), counters, "PMUVer {version:#x}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ macro_rules! for_each_register {
                 ELR_EL2 = "S3_4_C4_C0_1", ESR_EL2 = "S3_4_C5_C2_0", FAR_EL2 = "S3_4_C6_C0_0", HPFAR_EL2 = "S3_4_C6_C0_4",
                 FPCR = "S3_3_C4_C4_0", FPSR = "S3_3_C4_C4_1",
                 MDSCR_EL1 = "S2_0_C0_C2_2", OSLAR_EL1 = "S2_0_C1_C0_4", OSLSR_EL1 = "S2_0_C1_C1_4",
-                MIDR_EL1 = "S3_0_C0_C0_0", MPIDR_EL1 = "S3_0_C0_C0_5", PAR_EL1 = "S3_0_C7_C4_0", PMCR_EL0 = "S3_3_C9_C12_0",
+                MIDR_EL1 = "S3_0_C0_C0_0", MPAMIDR_EL1 = "S3_0_C10_C4_4", MPIDR_EL1 = "S3_0_C0_C0_5", PAR_EL1 = "S3_0_C7_C4_0", PMCR_EL0 = "S3_3_C9_C12_0",
                 SP_EL0 = "S3_0_C4_C1_0", SP_EL1 = "S3_4_C4_C1_0",
                 TPIDR_EL0 = "S3_3_C13_C0_2", TPIDRRO_EL0 = "S3_3_C13_C0_3", TPIDR_EL1 = "S3_0_C13_C0_4",
                 VDISR_EL2 = "S3_4_C12_C1_1", VMPIDR_EL2 = "S3_4_C0_C0_5", VPIDR_EL2 = "S3_4_C0_C0_0",
@@ -34,6 +34,11 @@ macro_rules! for_each_register {
                 APGAKEYLO_EL1 = "S3_0_C2_C3_0", APGAKEYHI_EL1 = "S3_0_C2_C3_1",
             }
             host {
+                HFGRTR_EL2 = "S3_4_C1_C1_4", HFGWTR_EL2 = "S3_4_C1_C1_5", HFGITR_EL2 = "S3_4_C1_C1_6",
+                HDFGRTR_EL2 = "S3_4_C3_C1_4", HDFGWTR_EL2 = "S3_4_C3_C1_5", HAFGRTR_EL2 = "S3_4_C3_C1_6",
+                HFGRTR2_EL2 = "S3_4_C3_C1_2", HFGWTR2_EL2 = "S3_4_C3_C1_3", HFGITR2_EL2 = "S3_4_C3_C1_7",
+                HDFGRTR2_EL2 = "S3_4_C3_C1_0", HDFGWTR2_EL2 = "S3_4_C3_C1_1",
+                MPAM2_EL2 = "S3_4_C10_C5_0", MPAMHCR_EL2 = "S3_4_C10_C4_0",
                 CNTHCTL_EL2 = "S3_4_C14_C1_0", CPTR_EL2 = "S3_4_C1_C1_2", HCR_EL2 = "S3_4_C1_C1_0", HCRX_EL2 = "S3_4_C1_C2_2",
                 HSTR_EL2 = "S3_4_C1_C1_3", ICC_SRE_EL2 = "S3_4_C12_C9_5", MDCR_EL2 = "S3_4_C1_C1_1", TPIDR_EL2 = "S3_4_C13_C0_2",
                 SPSR_EL2 = "S3_4_C4_C0_0", VTCR_EL2 = "S3_4_C2_C1_2", VTTBR_EL2 = "S3_4_C2_C1_0", ZCR_EL2 = "S3_4_C1_C2_0",
