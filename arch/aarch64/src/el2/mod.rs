@@ -241,6 +241,8 @@ unsafe impl Arch for El2 {
         VMPIDR_EL2::write(psci::mpidr(vcpu.id.0));
         vcpu.context.load(&self.facts);
         let held = self.with_gic(vcpu.id, vm, |gic, lists| gic.load(vcpu.id.0, lists));
+        // It may be unloaded again without having been entered.
+        isb();
         let physical = Self::hardware_lines(self.machine)
             .iter()
             .filter(|line| held >> line.intid & 1 != 0)
@@ -266,6 +268,8 @@ unsafe impl Arch for El2 {
     fn run(&self, vcpu: &mut Vcpu, vm: &Vm<Self>) -> Exit {
         loop {
             if vm.take_attention(vcpu.id) {
+                // Serving the last exit may have written list registers.
+                isb();
                 self.refresh(vcpu.id, vm);
             }
             let exit = match enter(&mut vcpu.registers) {

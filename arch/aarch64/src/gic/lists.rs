@@ -19,7 +19,8 @@ const TIMER_ASSERTS: u64 = 0b101;
 const TIMER_BITS: u64 = 0b111;
 
 /// The interface. The state is the CPU's; this only knows whether a list register was written since the CPU was told to
-/// count which are empty.
+/// count which are empty. As one system register, ICH_ELRSR_EL2, shows a write of another only after a context synchronisation,
+/// whoever makes a new one of these knows that there was one since the last write: an exit, an entry, or an `isb` of his own.
 pub struct Lists {
     count: usize,
     vhe: bool,
@@ -41,6 +42,7 @@ impl Lists {
         for index in 0..self.count {
             ICH_LR_EL2::write(index, 0);
         }
+        isb();
     }
 }
 
