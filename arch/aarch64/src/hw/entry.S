@@ -13,9 +13,30 @@ bulkhead_image:
     .ascii  "ARM\x64"
     .long   0
 
-// x0 = device tree. Translation and caches are off.
+// Does `op` to each line of the data cache that our memory may be in. Uses x1 to x4.
+    .macro  each_line op
+    mrs     x1, ctr_el0
+    ubfx    x1, x1, #16, #4                 // DminLine: words of the smallest line, as a power of 2
+    mov     x2, #4
+    lsl     x1, x2, x1
+    adrp    x2, bulkhead_image
+    add     x2, x2, :lo12:bulkhead_image
+    adrp    x3, __bss_end
+    add     x3, x3, :lo12:__bss_end
+1:  dc      \op, x2
+    add     x2, x2, x1
+    cmp     x2, x3
+    b.lo    1b
+    dsb     sy
+    .endm
+
+// x0 = device tree. Translation and caches are off: until they are on, what we write goes to memory past the caches. A dirty line
+// that was left in them could be evicted over it, so first there are none: by the boot protocol the loader cleaned its file, but
+// not what lies behind it.
 bulkhead_start:
+    mrs     x20, cntpct_el0
     mov     x19, x0
+    each_line civac
     adrp    x3, bulkhead_image
     add     x3, x3, :lo12:bulkhead_image
     adrp    x1, __rela_start
@@ -47,6 +68,7 @@ bulkhead_start:
     ldr     x2, ={stack_bytes}
     add     sp, x1, x2
     mov     x0, x19
+    mov     x1, x20
     mov     x29, xzr
     mov     x30, xzr
     b       {boot}
@@ -63,6 +85,14 @@ bulkhead_secondary:
     mov     x29, xzr
     mov     x30, xzr
     b       {secondary}
+
+// The same as below for the CPU that is alone and wrote memory past the caches: relocated pointers, zeros, stack, tables. All
+// lines are clean since the start, but they may have been fetched before memory was written; dropping them loses nothing. Between
+// here and the switch nothing is written.
+    .global bulkhead_translate_first
+bulkhead_translate_first:
+    each_line ivac
+    // On to `bulkhead_translate`.
 
 // Switches translation on for the CPU whose block is in x0. Uses x1 to x4.
     .global bulkhead_translate

@@ -2,6 +2,7 @@
 //!
 //! Nothing can prove it, so this is where it is believed. What is read here is never given to a guest.
 
+use super::clean;
 use super::start::image;
 use crate::machine::{Machine, device_tree_bytes};
 use alloc::vec::Vec;
@@ -14,9 +15,12 @@ pub(super) fn device_tree(at: u64) -> Option<&'static [u8]> {
     if pointer.is_null() || !at.is_multiple_of(8) {
         return None;
     }
+    // Our caches are off, the loader's may have been on.
+    clean(at, size_of::<[u8; 8]>());
     // SAFETY: the boot protocol puts the address of a device tree of at least a header into x0.
     let start = unsafe { pointer.cast::<[u8; 8]>().read() };
     let bytes = device_tree_bytes(start)?;
+    clean(at, bytes);
     // SAFETY: the header says how long the tree is; nothing writes to it, as `memory` keeps it.
     Some(unsafe { core::slice::from_raw_parts(pointer, bytes) })
 }

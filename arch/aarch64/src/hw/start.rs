@@ -3,7 +3,7 @@
 use super::loader::{device_tree, pages_around};
 use super::mmio::Registers;
 use super::pl011::Pl011;
-use super::{CNTPCT_EL0, CURRENT_EL, ELR_EL2, ESR_EL2, FAR_EL2, ID_CRM7_EL1, MPIDR_EL1, TPIDR_EL2};
+use super::{CURRENT_EL, ELR_EL2, ESR_EL2, FAR_EL2, ID_CRM7_EL1, MPIDR_EL1, TPIDR_EL2};
 use super::{clean, dsb, hvc, isb, smc, wait_for_interrupt};
 use crate::machine::{Conduit, MAX_CPUS, Machine, console_registers};
 use crate::vmsa::{MAIR, Own};
@@ -51,7 +51,7 @@ unsafe extern "C" {
     safe static __data_start: u8;
     safe static __bss_end: u8;
     fn bulkhead_secondary();
-    fn bulkhead_translate(start: *const Start);
+    fn bulkhead_translate_first(start: *const Start);
 }
 
 /// A CPU's stacks. The first page of each block is never mapped.
@@ -154,9 +154,9 @@ pub fn has_vhe() -> bool {
     ID_CRM7_EL1::read(1) >> 8 & 0xf != 0
 }
 
-/// Entered from `entry.S` on the boot CPU, translation and caches off: no lock, no heap.
-extern "C" fn boot(tree: u64) -> ! {
-    let entered = Ticks(CNTPCT_EL0::read());
+/// Entered from `entry.S` on the boot CPU, translation and caches off: no lock, no heap. `entered`: what the counter showed at our
+/// first instruction.
+extern "C" fn boot(tree: u64, entered: u64) -> ! {
     let Some(tree) = device_tree(tree) else { halt() };
     let level = CURRENT_EL::read() >> 2;
     if level != 2 {
@@ -190,10 +190,10 @@ extern "C" fn boot(tree: u64) -> ! {
         prepare(start, index, root);
     }
     // SAFETY: the tables map everything that runs from here on one to one, and the block is this CPU's.
-    unsafe { bulkhead_translate(&raw const STARTS[0]) };
+    unsafe { bulkhead_translate_first(&raw const STARTS[0]) };
     own_block(0);
     let machine = MACHINE.call_once(|| machine);
-    crate::program::run(machine, tree, pool, entered)
+    crate::program::run(machine, tree, pool, Ticks(entered))
 }
 
 /// `MPIDR_EL1`: the affinity fields.
