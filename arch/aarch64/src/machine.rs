@@ -7,6 +7,7 @@
 
 mod tree;
 
+use bulkhead::memory::PAGE;
 use core::fmt;
 use core::ops::Range;
 use dtoolkit::Node;
@@ -31,6 +32,8 @@ pub struct Machine<'a> {
     /// Parts of RAM that are not Bulkhead's: `/reserved-memory` and the memory reservation block. The tree itself and
     /// [`Machine::archive`] need not be among them.
     pub reserved: Vec<Range<u64>, MAX_RESERVED>,
+    /// Those of them that nobody may even map: a fetch on speculation could be an error.
+    pub no_map: Vec<Range<u64>, MAX_RESERVED>,
     /// `MPIDR_EL1` affinities of the CPUs that can be started.
     pub cpus: Vec<u64, MAX_CPUS>,
     /// How many more CPUs there are that cannot be used: disabled, not started by PSCI, or beyond [`MAX_CPUS`].
@@ -207,9 +210,11 @@ impl<'a> Machine<'a> {
         let wires = InterruptParent::of(gic_place.node());
         let chosen = fdt.find_node("/chosen");
         let uart = console(fdt, chosen, found.first_uart);
+        let (reserved, no_map) = reserved(fdt)?;
         Ok(Self {
             ram: ram(fdt)?,
-            reserved: reserved(fdt)?,
+            reserved,
+            no_map,
             cpus,
             unused_cpus,
             conduit,
@@ -222,6 +227,21 @@ impl<'a> Machine<'a> {
             archive: archive(chosen)?,
             entropy: chosen.and_then(|chosen| tree::property(chosen, "rng-seed")).unwrap_or_default(),
             command_line: text(chosen, "bootargs").unwrap_or_default(),
+        })
+    }
+
+    /// The whole pages of RAM that may be mapped, in ascending order.
+    pub fn mappable(&self) -> impl Iterator<Item = Range<u64>> {
+        self.ram.iter().flat_map(|bank| {
+            let ends =
+                self.no_map.iter().map(|hole| hole.start & !(PAGE - 1)).chain([bank.end & !(PAGE - 1)]);
+            let starts = [bank.start].into_iter().chain(self.no_map.iter().map(|hole| hole.end));
+            starts
+                .zip(ends)
+                .map(|(start, end)| {
+                    start.clamp(bank.start, bank.end).next_multiple_of(PAGE)..end.min(bank.end & !(PAGE - 1))
+                })
+                .filter(|range| range.start < range.end)
         })
     }
 }
@@ -330,23 +350,31 @@ fn join<const N: usize>(banks: &mut Vec<Range<u64>, N>, mut range: Range<u64>) -
     banks.insert(at, range)
 }
 
-/// What is not to be used: `/reserved-memory`, and the reservation block for boot loaders from before it.
-fn reserved(fdt: Fdt<'_>) -> Result<Vec<Range<u64>, MAX_RESERVED>, MachineError> {
-    let mut ranges = Vec::new();
-    let mut add = |range| join(&mut ranges, range).map_err(|_| MachineError::TooManyReservations);
+type Reserved = Vec<Range<u64>, MAX_RESERVED>;
+
+/// What is not to be used: `/reserved-memory`, and the reservation block for boot loaders from before it. Second, what of it is not
+/// to be mapped.
+fn reserved(fdt: Fdt<'_>) -> Result<(Reserved, Reserved), MachineError> {
+    let (mut ranges, mut no_map) = (Vec::new(), Vec::new());
+    let add = |to: &mut Reserved, range| join(to, range).map_err(|_| MachineError::TooManyReservations);
     for entry in fdt.memory_reservations() {
-        add(entry.address()..entry.address().saturating_add(entry.size()))?;
+        add(&mut ranges, entry.address()..entry.address().saturating_add(entry.size()))?;
     }
     let Some(parent) = fdt.find_node("/reserved-memory") else {
-        return Ok(ranges);
+        return Ok((ranges, no_map));
     };
     let parent = Place::root_child(fdt, parent);
     for node in parent.node().children().filter(|node| is_enabled(*node)) {
         for range in parent.child(node).iter().flat_map(Place::all_registers) {
-            add(range.ok_or(MachineError::BadProperty { node: "reserved-memory", property: "reg" })?)?;
+            let range =
+                range.ok_or(MachineError::BadProperty { node: "reserved-memory", property: "reg" })?;
+            if tree::property(node, "no-map").is_some() {
+                add(&mut no_map, range.clone())?;
+            }
+            add(&mut ranges, range)?;
         }
     }
-    Ok(ranges)
+    Ok((ranges, no_map))
 }
 
 fn gic(place: &Place<'_>, wires: InterruptParent) -> Result<Gic, MachineError> {

@@ -276,7 +276,7 @@ const TCR_VHE: u64 = TCR_WALK | 1 << 23;
 /// SCTLR_EL2 (D24.2.167): RES1 bits, translation, data and instruction cache, stack alignment, nothing writable executes.
 const SCTLR: u64 = 0x30c5_0830 | 1 | 1 << 2 | 1 << 3 | 1 << 12 | 1 << 19;
 
-/// EL2's own tables: all RAM and the devices that we drive, one to one; our image by its parts; a hole below each stack.
+/// EL2's own tables: all RAM that may be mapped and the devices that we drive, one to one; our image by its parts; a hole below each stack.
 fn own_tables<F: Format>(pool: &mut FramePool, machine: &Machine<'_>, tree: &[u8]) -> Result<Hpa, MapError> {
     let table = Table::<F>::new(pool, 48).ok_or(MapError::NoFrames)?;
     let mut map = |range: Range<u64>, perm| {
@@ -286,10 +286,9 @@ fn own_tables<F: Format>(pool: &mut FramePool, machine: &Machine<'_>, tree: &[u8
         table.map_range(pool, range.start, Hpa(range.start), range.end - range.start, perm)
     };
     let image = image();
-    for bank in &machine.ram {
-        let bank = bank.start.next_multiple_of(PAGE)..bank.end & !(PAGE - 1);
-        map(bank.start..bank.end.min(image.start), Perm::DATA)?;
-        map(bank.start.max(image.end)..bank.end, Perm::DATA)?;
+    for part in machine.mappable() {
+        map(part.start..part.end.min(image.start), Perm::DATA)?;
+        map(part.start.max(image.end)..part.end, Perm::DATA)?;
     }
     map(image.start..address(&__constants_start), Perm::CODE)?;
     map(address(&__constants_start)..address(&__data_start), Perm::CONSTANT)?;

@@ -172,7 +172,33 @@ fn both_kinds_of_reservation_count() {
     reserved.add_child(node("anywhere").with("size", [0_u32, 0x10_0000]));
     tree.root.add_child(reserved);
     let dtb = tree.to_dtb();
-    assert_eq!(Machine::read(&dtb).unwrap().reserved, [0x4800_0000..0x4800_1000, 0x7f00_0000..0x7f10_0000]);
+    let machine = Machine::read(&dtb).unwrap();
+    assert_eq!(machine.reserved, [0x4800_0000..0x4800_1000, 0x7f00_0000..0x7f10_0000]);
+    assert_eq!(machine.no_map, [0x7f00_0000..0x7f10_0000]);
+}
+
+#[test]
+fn all_ram_is_mapped_but_what_nobody_may_map() {
+    let mut tree = virt(1);
+    tree.root.add_child(memory(0xc000_0800, 0x1000_0000));
+    let mut reserved = node("reserved-memory").with("#address-cells", 2_u32).with("#size-cells", 2_u32);
+    reserved = reserved.with("ranges", [0_u8; 0]);
+    for (name, at, bytes) in [
+        ("below", 0x3000_0000_u32, 0x1000_u32),
+        ("secure", 0x5000_0800, 0x1000),
+        ("end", 0xcfff_0000, 0x10_0000),
+    ] {
+        reserved.add_child(node(name).with("reg", [0, at, 0, bytes]).with("no-map", [0_u8; 0]));
+    }
+    reserved.add_child(node("used").with("reg", [0_u32, 0x6000_0000, 0, 0x1000]));
+    tree.root.add_child(reserved);
+    let dtb = tree.to_dtb();
+    let mapped: alloc::vec::Vec<_> = Machine::read(&dtb).unwrap().mappable().collect();
+    assert_eq!(
+        mapped,
+        [0x4000_0000..0x5000_0000, 0x5000_2000..0x8000_0000, 0xc000_1000..0xcfff_0000],
+        "whole pages of each bank, less the whole pages that a hole touches"
+    );
 }
 
 #[test]
