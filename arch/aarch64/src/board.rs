@@ -15,7 +15,22 @@ use bulkhead_vdev::pl011::Pl011;
 use bulkhead_vdev::pl031::Pl031;
 use bulkhead_vdev::{Device, Gpa, virt};
 
+/// The registers of UART and clock take a page each.
+const DEVICES: [Gpa; 2] = [virt::UART, virt::RTC];
 const DEVICE_BYTES: u64 = 0x1000;
+/// The GIC's register blocks: 64 KiB, and 128 KiB for each vCPU.
+pub const GICD_BYTES: u64 = 0x1_0000;
+/// See above.
+pub const GICR_BYTES: u64 = 0x2_0000;
+
+/// Whether a device of a guest with `vcpus` is at `at`, its interrupt controller included.
+#[must_use]
+pub fn has_device(at: Gpa, vcpus: usize) -> bool {
+    let is_in = |start: Gpa, bytes: u64| at.0.wrapping_sub(start.0) < bytes;
+    DEVICES.iter().any(|start| is_in(*start, DEVICE_BYTES))
+        || is_in(virt::GICD, GICD_BYTES)
+        || is_in(virt::GICR, GICR_BYTES * vcpus as u64)
+}
 
 /// The board of `vm`, which boots from `files`.
 ///
@@ -83,6 +98,25 @@ fn devices() -> (Vec<Wired>, Vec<Window>) {
     let window = |base, device| Window { base: Place::Memory(base), len: DEVICE_BYTES, device, offset: 0 };
     (
         vec![wired(Box::new(Pl011::new()), virt::UART_INTID), wired(Box::new(Pl031::new()), virt::RTC_INTID)],
-        vec![window(virt::UART, 0), window(virt::RTC, 1)],
+        DEVICES.into_iter().enumerate().map(|(device, base)| window(base, device)).collect(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_window_and_the_interrupt_controller_are_devices() {
+        for window in devices().1 {
+            let Place::Memory(at) = window.base else { panic!("a port on Arm") };
+            assert!(has_device(at, 1));
+            assert!(has_device(Gpa(at.0 + window.len - 1), 1));
+        }
+        assert!(has_device(Gpa(0x0800_ffff), 1), "distributor");
+        assert!(has_device(Gpa(0x080d_ffff), 2), "second redistributor");
+        assert!(!has_device(Gpa(0x080d_ffff), 1), "beyond the last redistributor");
+        assert!(!has_device(Gpa(0x0902_0000), 1));
+        assert!(!has_device(virt::RAM, 1));
+    }
 }

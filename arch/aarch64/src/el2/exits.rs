@@ -1,6 +1,7 @@
 //! What a guest's synchronous exceptions mean, and what becomes of them.
 
 use super::{El2, Vcpu, vcpu_of};
+use crate::board::{self, GICD_BYTES, GICR_BYTES};
 use crate::debug::{CONTROL_BITS, DebugRegister};
 use crate::esr::{Class, Direction, Encoding, Esr, Wait, page_and_offset};
 use crate::hw::{
@@ -12,14 +13,15 @@ use crate::idregs::{self, Offered, Trapped};
 use crate::inject::{Exception, Interrupted};
 use crate::psci::{self, Affinity, Call, Status};
 use bulkhead::arch::{Arch as _, Entry, Exit, Fault, Place, Stop, VcpuId};
+use bulkhead::config::Unmapped;
 use bulkhead::vm::Vm;
 use bulkhead_vdev::{Access, Gpa, VcpuSet, Width, virt};
 
 /// Where the handler of a synchronous exception of EL1 itself starts, from `VBAR_EL1`.
 const OWN_SYNCHRONOUS: u64 = 0x200;
-/// The GIC's register blocks: 64 KiB, and 128 KiB for each vCPU.
-const GICD_BYTES: u64 = 0x1_0000;
-const GICR_BYTES: u64 = 0x2_0000;
+/// `VBAR_EL1`: sixteen entries of 128 bytes.
+const VECTORS_BYTES: u64 = 0x800;
+const VECTOR_BYTES: u64 = 0x80;
 
 /// Whether the guest's handler of its own exceptions cannot be executed, so that it takes the same exception for ever.
 pub(super) fn faults_on_its_vector(vhe: bool) -> bool {
@@ -29,7 +31,7 @@ pub(super) fn faults_on_its_vector(vhe: bool) -> bool {
         && Esr(ESR_EL1::read(vhe)).class() == Class::INSTRUCTION_ABORT_SAME
 }
 
-fn fault(cause: &'static str, at: Option<Place>) -> Option<Exit> {
+pub(super) fn fault(cause: &'static str, at: Option<Place>) -> Option<Exit> {
     Some(Exit::Stopped(Stop::Fault(Fault { cause, at })))
 }
 
@@ -98,7 +100,7 @@ impl El2 {
         vcpu.access = esr;
         let abort = esr.abort();
         if !abort.is_plain_access() {
-            return self.other_data_abort(esr, vm);
+            return self.other_data_abort(vcpu, vm);
         }
         let at = page_and_offset(HPFAR_EL2::read(), FAR_EL2::read());
         let access = abort.access(vcpu.registers.x.get(abort.register()).copied().unwrap_or(0));
@@ -132,7 +134,8 @@ impl El2 {
     /// the machine itself failed.
     #[cold]
     #[inline(never)]
-    fn other_data_abort(&self, esr: Esr, vm: &Vm<Self>) -> Option<Exit> {
+    fn other_data_abort(&self, vcpu: &mut Vcpu, vm: &Vm<Self>) -> Option<Exit> {
+        let esr = vcpu.access;
         let abort = esr.abort();
         if !abort.hpfar_is_valid() {
             return machine_abort();
@@ -143,6 +146,14 @@ impl El2 {
         }
         let at = abort.address(HPFAR_EL2::read(), FAR_EL2::read());
         let access = if abort.is_write() { Access::Write(Width::Word, 0) } else { Access::Read(Width::Word) };
+        if !abort.on_table_walk() && board::has_device(at, vm.vcpus()) {
+            return self.unserved(
+                "it reached a device by an instruction that is not made for devices",
+                at,
+                vcpu,
+                vm,
+            );
+        }
         self.nowhere(esr, at, access, vm)
     }
 
@@ -153,12 +164,10 @@ impl El2 {
         }
         let at = esr.abort().address(HPFAR_EL2::read(), FAR_EL2::read());
         if self.is_at_its_handler() {
-            let cause = if esr.abort().on_table_walk() {
-                "its translation tables lie where nothing is, and so does its exception vector for that"
-            } else {
-                "it jumped to where nothing is, and so does its exception vector for that"
-            };
-            return fault(cause, Some(Place::Memory(at)));
+            return fault(self.why_its_vector_fails(esr), Some(Place::Memory(at)));
+        }
+        if !esr.abort().on_table_walk() && board::has_device(at, vm.vcpus()) {
+            return self.unserved("it jumped to a device", at, vcpu, vm);
         }
         self.nowhere(esr, at, Access::Read(Width::Word), vm)
     }
@@ -170,6 +179,37 @@ impl El2 {
         }
         self.inject_external(esr);
         None
+    }
+
+    /// A device is there, but no way to serve this access: as [`Self::nowhere`], in other words. Each vCPU is told of once.
+    fn unserved(&self, cause: &'static str, at: Gpa, vcpu: &mut Vcpu, vm: &Vm<Self>) -> Option<Exit> {
+        if vm.config.unmapped == Unmapped::Stop {
+            return fault(cause, Some(Place::Memory(at)));
+        }
+        if !core::mem::replace(&mut vcpu.was_unserved, true) {
+            log::warn!("{}: {cause}, at address {at}: it takes an external abort", vm.config.name);
+        }
+        self.inject_external(vcpu.access);
+        None
+    }
+
+    /// What made the guest come to its handler of synchronous exceptions, which cannot be fetched: `ESR_EL1` tells it, unless that
+    /// was our answer to a vector that could not be fetched either.
+    fn why_its_vector_fails(&self, esr: Esr) -> &'static str {
+        let vhe = self.facts.vhe;
+        if esr.abort().on_table_walk() {
+            return "its translation tables lie where nothing is, and so does its exception vector for that";
+        }
+        let interrupted = ELR_EL1::read(vhe).wrapping_sub(VBAR_EL1::read(vhe));
+        let was_in_vectors = interrupted < VECTORS_BYTES && interrupted.is_multiple_of(VECTOR_BYTES);
+        let is_jump = matches!(
+            Esr(ESR_EL1::read(vhe)).class(),
+            Class::INSTRUCTION_ABORT_SAME | Class::INSTRUCTION_ABORT_LOWER
+        );
+        if is_jump && !was_in_vectors {
+            return "it jumped to where nothing is, and its exception vector for that lies where nothing is too";
+        }
+        "its exception vector lies where nothing is, and it had to take the exception that EL1 tells of below"
     }
 
     /// The handler that an injected exception would go to is where the guest is already.

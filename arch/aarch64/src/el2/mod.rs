@@ -11,8 +11,8 @@ use crate::gic::lists::Lists;
 use crate::hw::enable::{Facts, Space};
 use crate::hw::mmio::Registers;
 use crate::hw::{
-    CNTFRQ_EL0, CNTHP_CTL_EL2, CNTHP_CVAL_EL2, CNTPCT_EL0, CNTVOFF_EL2, ELR_EL2, GuestRegisters, MIDR_EL1,
-    VMPIDR_EL2, VPIDR_EL2, Vector, clean, enter, give_up, isb, keep_running, wait_for_interrupt,
+    CNTFRQ_EL0, CNTHP_CTL_EL2, CNTHP_CVAL_EL2, CNTPCT_EL0, CNTVOFF_EL2, ELR_EL2, ESR_EL2, GuestRegisters,
+    MIDR_EL1, VMPIDR_EL2, VPIDR_EL2, Vector, clean, enter, give_up, isb, keep_running, wait_for_interrupt,
 };
 use crate::machine::Machine;
 use crate::psci::{self, Status};
@@ -22,8 +22,7 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 use bulkhead::arch::{
-    Arch, Board, CpuId, CpuMain, Entry, Exit, Fault, Files, RamRange, StartError, Stop, Ticks, Unsupported,
-    VcpuId,
+    Arch, Board, CpuId, CpuMain, Entry, Exit, Files, RamRange, StartError, Ticks, Unsupported, VcpuId,
 };
 use bulkhead::config;
 use bulkhead::memory::Hpa;
@@ -36,6 +35,7 @@ use bulkhead_vdev::{IrqLines, VcpuSet, virt};
 use context::Context;
 use core::fmt;
 use core::marker::PhantomData;
+use exits::fault;
 
 /// CNTHP_CTL_EL2: enabled.
 const TIMER_ENABLED: u64 = 1;
@@ -69,8 +69,10 @@ pub struct Vcpu {
     id: VcpuId,
     /// Its waits come back to the core, because others want the CPU.
     waits_trap: bool,
-    /// The access that waits for an answer.
+    /// The last exception that was its own: the access that waits for an answer, or what ended it.
     access: Esr,
+    /// It reached a device in a way that nobody serves, and that was said.
+    was_unserved: bool,
 }
 
 /// One VM's interrupt controller: the model, as the core's wires see it.
@@ -227,6 +229,7 @@ unsafe impl Arch for El2 {
             id,
             waits_trap: shared,
             access: Esr(0),
+            was_unserved: false,
         }
     }
 
@@ -275,9 +278,12 @@ unsafe impl Arch for El2 {
             let exit = match enter(&mut vcpu.registers) {
                 Vector::Synchronous => self.synchronous(vcpu, vm),
                 Vector::Irq => self.interrupt(vcpu, vm),
-                Vector::Fiq | Vector::SError => {
-                    let cause = "the machine reported a system error while it ran";
-                    Some(Exit::Stopped(Stop::Fault(Fault { cause, at: None })))
+                Vector::Fiq => {
+                    fault("a fast interrupt came while it ran, and the machine should have none", None)
+                }
+                Vector::SError => {
+                    vcpu.access = Esr(ESR_EL2::read());
+                    fault("the machine reported a system error while it ran", None)
                 }
             };
             if let Some(exit) = exit {
@@ -371,7 +377,9 @@ unsafe impl Arch for El2 {
     }
 
     fn describe(&self, vcpu: &Vcpu, out: &mut dyn fmt::Write) -> fmt::Result {
-        report::describe(vcpu.access, &vcpu.registers, self.facts.vhe, out)
+        // Who is stuck made no exit: what it made before tells nothing.
+        let exit = (!self.is_stuck(vcpu)).then_some(vcpu.access);
+        report::describe(exit, &vcpu.registers, self.facts.vhe, out)
     }
 
     fn keep_running(cpu: &'static mut Cpu<Self>) -> ! {

@@ -98,7 +98,7 @@ fn each_value_reads_as_one_sentence() {
         ),
         (
             0x9200_0007,
-            "data abort of the guest: load by an instruction without a syndrome, translation fault at level 3 (ESR 0x92000007, class 0x24)",
+            "data abort of the guest: load without a syndrome, translation fault at level 3 (ESR 0x92000007, class 0x24)",
         ),
         (
             0x8200_0086,

@@ -46,7 +46,7 @@ impl Abort {
         }
         let (verb, preposition) = if self.is_write() { ("store", "from") } else { ("load", "into") };
         if !self.describes_access() {
-            return write!(f, "{verb} by an instruction without a syndrome");
+            return write!(f, "{verb} without a syndrome");
         }
         let bytes = self.width().bytes();
         let plural = if bytes == 1 { "" } else { "s" };

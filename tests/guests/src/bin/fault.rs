@@ -7,20 +7,24 @@
 
 use core::arch::asm;
 
-use bulkhead_test_guests::{exception, gic, machine, mmio, mmu, println, psci, smp};
+use bulkhead_test_guests::{console, exception, gic, machine, mmio, mmu, println, psci, smp};
 
 bulkhead_test_guests::program!(main, exception::unexpected_interrupt, use_gic);
 
 /// Nothing is there, on any machine that this program knows.
 const NOWHERE: usize = 0x0b00_0000;
 const FAR_AWAY: usize = 0xf_8000_0000;
+/// Vectors at a place that may be fetched from by the program's own tables, and where nothing is either.
+const VECTORS_NOWHERE: usize = FAR_AWAY + 0x10_0000;
+/// Vectors at a place that the program's own tables do not let it execute: no exception leaves EL1.
+const VECTORS_OF_DATA: usize = NOWHERE;
 
 type Crime = (&'static str, fn());
 
 /// The hypervisor's service that makes it fail: only who has the privilege gets it.
 const PROVOKE_PANIC: u64 = 0xc600_dead;
 
-const CRIMES: [Crime; 14] = [
+const CRIMES: [Crime; 15] = [
     // SAFETY: there is no code; that is the crime.
     ("wild-jump", || unsafe { exception::call(FAR_AWAY) }),
     ("unmapped-read", || println!("read {:#x}", mmio::read32(NOWHERE))),
@@ -34,7 +38,12 @@ const CRIMES: [Crime; 14] = [
         psci::smc(psci::SYSTEM_RESET, 0, 0, 0);
     }),
     ("power-off", || psci::system_off()),
+    ("device-pair", || {
+        // SAFETY: reads registers of the UART, by an instruction of which no CPU tells what it does.
+        unsafe { asm!("ldp {}, {}, [{}]", out(reg) _, out(reg) _, in(reg) console::FLAGS, options(nostack)) };
+    }),
     ("endless-vector", || {
+        set_vectors(VECTORS_OF_DATA);
         // SAFETY: no handler is there; that is the crime.
         unsafe { asm!("svc #0", options(nostack)) };
     }),
@@ -75,8 +84,12 @@ fn main() {
         println!("# native: not committed");
         return;
     }
-    // SAFETY: from here on no exception is handled; that is what the program is for.
-    unsafe { asm!("msr vbar_el1, {}", "isb", in(reg) NOWHERE, options(nostack)) };
+    set_vectors(VECTORS_NOWHERE);
     commit();
     println!("# survived: {name}");
+}
+
+fn set_vectors(at: usize) {
+    // SAFETY: from here on no exception is handled; that is what the program is for.
+    unsafe { asm!("msr vbar_el1, {}", "isb", in(reg) at, options(nostack)) };
 }
