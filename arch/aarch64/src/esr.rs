@@ -25,7 +25,7 @@ impl Esr {
     #[inline]
     #[must_use]
     pub const fn instruction_bytes(self) -> u64 {
-        2 << (self.0 >> 25 & 1)
+        2 + (self.0 >> 24 & 2)
     }
 
     /// Instruction-specific syndrome as a data or instruction abort.

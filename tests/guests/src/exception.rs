@@ -1,12 +1,13 @@
 //! Exception vectors: expected faults are recovered, interrupts go to the program, all else ends it.
 //!
 //! [`catch`] runs an instruction that may fault: a faulting load, store or system instruction is stepped over, a
-//! faulting fetch returns to its caller.
+//! faulting fetch returns to its caller, and a single step is the only one.
 #![expect(unsafe_code, reason = "vectors, and the program's own interrupt function")]
 
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::registers::mdscr_el1;
 use crate::{MAX_CPUS, println, psci, smp};
 
 /// What [`catch`] caught first.
@@ -48,6 +49,8 @@ pub const INSTRUCTION_ABORT: u64 = 0x21;
 pub const PC_ALIGNMENT: u64 = 0x22;
 /// EC: data abort from EL1.
 pub const DATA_ABORT: u64 = 0x25;
+/// EC: a single step of EL1 is done.
+pub const STEP: u64 = 0x33;
 /// DFSC, IFSC: synchronous external abort, not on a table walk.
 pub const EXTERNAL_ABORT: u64 = 0x10;
 
@@ -162,6 +165,10 @@ fn recover(frame: &mut Frame) {
     }
     frame.elr = match fault.class() {
         INSTRUCTION_ABORT | PC_ALIGNMENT => frame.x30,
+        STEP => {
+            mdscr_el1::write(0);
+            frame.elr
+        }
         _ => frame.elr.wrapping_add(4),
     };
 }

@@ -19,6 +19,8 @@ use bulkhead_vdev::{Access, Gpa, VcpuSet, Width, virt};
 
 /// Where the handler of a synchronous exception of EL1 itself starts, from `VBAR_EL1`.
 const OWN_SYNCHRONOUS: u64 = 0x200;
+/// `SPSR_EL2.SS`: one more instruction, then a software step exception (Arm ARM D2.12).
+const STEP_TO_GO: u64 = 1 << 21;
 /// `VBAR_EL1`: sixteen entries of 128 bytes.
 const VECTORS_BYTES: u64 = 0x800;
 const VECTOR_BYTES: u64 = 0x80;
@@ -35,8 +37,26 @@ pub(super) fn fault(cause: &'static str, at: Option<Place>) -> Option<Exit> {
     Some(Exit::Stopped(Stop::Fault(Fault { cause, at })))
 }
 
-fn skip(esr: Esr) {
-    ELR_EL2::write(ELR_EL2::read().wrapping_add(esr.instruction_bytes()));
+/// Steps over the instruction that trapped.
+#[inline(always)]
+pub(super) fn skip(esr: Esr) {
+    step_over(esr.instruction_bytes());
+}
+
+/// Goes on behind an instruction of `bytes`, as if the CPU had executed it: then a single step of the guest's is done, too.
+#[inline(always)]
+fn step_over(bytes: u64) {
+    ELR_EL2::write(ELR_EL2::read().wrapping_add(bytes));
+    let pstate = SPSR_EL2::read();
+    if pstate & STEP_TO_GO != 0 {
+        end_step(pstate);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn end_step(pstate: u64) {
+    set_guest_pstate(pstate & !STEP_TO_GO);
 }
 
 impl El2 {
@@ -291,7 +311,7 @@ impl El2 {
         let given = vcpu.registers.x.get(access.register()).copied().unwrap_or(0);
         if idregs::is_software_interrupt(encoding, access.direction()) {
             self.with_gic(id, vm, |gic, lists| ((), gic.send_sgi(id.0, given, lists)));
-            ELR_EL2::write(ELR_EL2::read().wrapping_add(4));
+            step_over(4);
             return None;
         }
         let value = match idregs::classify(encoding, access.direction()) {

@@ -11,8 +11,8 @@ use crate::gic::lists::Lists;
 use crate::hw::enable::{Facts, Space};
 use crate::hw::mmio::Registers;
 use crate::hw::{
-    CNTFRQ_EL0, CNTHP_CTL_EL2, CNTHP_CVAL_EL2, CNTPCT_EL0, CNTVOFF_EL2, ELR_EL2, ESR_EL2, GuestRegisters,
-    MIDR_EL1, VMPIDR_EL2, VPIDR_EL2, Vector, clean, enter, give_up, isb, keep_running, wait_for_interrupt,
+    CNTFRQ_EL0, CNTHP_CTL_EL2, CNTHP_CVAL_EL2, CNTPCT_EL0, CNTVOFF_EL2, ESR_EL2, GuestRegisters, MIDR_EL1,
+    VMPIDR_EL2, VPIDR_EL2, Vector, clean, enter, give_up, isb, keep_running, wait_for_interrupt,
 };
 use crate::machine::Machine;
 use crate::psci::{self, Status};
@@ -300,7 +300,7 @@ unsafe impl Arch for El2 {
         {
             *register = abort.extend(value);
         }
-        ELR_EL2::write(ELR_EL2::read().wrapping_add(vcpu.access.instruction_bytes()));
+        exits::skip(vcpu.access);
     }
 
     fn refuse(&self, vcpu: &mut Vcpu) {

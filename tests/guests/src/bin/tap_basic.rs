@@ -30,6 +30,7 @@ fn main() {
     offered(&mut tap);
     not_offered(&mut tap, hypervised);
     undefined(&mut tap, hypervised);
+    single_step(&mut tap);
     tap.finish();
 }
 
@@ -254,6 +255,37 @@ fn undefined(tap: &mut Tap, hypervised: bool) {
     }
     let fault = exception::catch(|| drop_value(r::hcr_el2::read())).map(|fault| fault.elr);
     tap.check("ELR names the UNDEFINED instruction", fault.is_some_and(in_ram));
+}
+
+/// Runs `$instruction` as a single step; how many bytes further the CPU was when the step was over.
+macro_rules! step {
+    ($instruction:literal) => {{
+        let mut start = 0u64;
+        let fault = exception::catch(|| {
+            // SAFETY: returns to the next lines in the state that this runs in, with debug exceptions let in; x20 may be read.
+            unsafe {
+                asm!("adr {start}, 2f", "msr elr_el1, {start}", "msr spsr_el1, {pstate}", "msr mdscr_el1, {step}", "isb",
+                    "eret", "2:", $instruction, "nop", "nop", "msr daifset, #8",
+                    start = out(reg) start, pstate = in(reg) STEPPED, step = in(reg) STEP_KERNEL,
+                    in("x20") console::FLAGS, out("x21") _, options(nostack));
+            }
+        });
+        fault.map(|fault| (fault.class(), fault.elr - start))
+    }};
+}
+
+/// SPSR_EL1: EL1h with A, I and F masked, D not, and one instruction to go (Arm ARM D2.12).
+const STEPPED: u64 = 1 << 21 | 0x1c5;
+/// MDSCR_EL1: KDE, SS.
+const STEP_KERNEL: u64 = 1 << 13 | 1;
+
+fn single_step(tap: &mut Tap) {
+    r::oslar_el1::write(0);
+    let one_instruction = Some((exception::STEP, 4));
+    tap.equal("a single step is one instruction", step!("nop"), one_instruction);
+    tap.equal("so is one over a load from a device", step!("ldr w21, [x20]"), one_instruction);
+    tap.equal("so is one over a software interrupt", step!("msr s3_0_c12_c11_5, xzr"), one_instruction);
+    tap.equal("so is one over a trapped register", step!("mrs x21, id_aa64pfr0_el1"), one_instruction);
 }
 
 fn in_ram(address: u64) -> bool {
