@@ -3,6 +3,8 @@
 //! Pure: it turns argument registers into a [`Call`] and answers into a register. Who is on and who is off, and doing
 //! what is asked, is the caller's. Every number here comes from a hostile guest; each of them decodes to something.
 
+use bulkhead_vdev::virt;
+
 /// `PSCI_VERSION`'s answer: 1.1 (DEN0022 5.1.1).
 pub const PSCI_VERSION: u64 = 1 << 16 | 1;
 /// `SMCCC_VERSION`'s answer: 1.1 (DEN0028 7.2).
@@ -250,6 +252,12 @@ pub fn vcpu_index(target: u64, vcpus: usize) -> Option<usize> {
     usize::try_from(target).ok().filter(|&index| index < vcpus)
 }
 
+/// Whether a CPU of a guest with `ram_bytes` can start at `entry`: an instruction in RAM (DEN0022 5.6, `INVALID_ADDRESS`).
+#[must_use]
+pub const fn is_entry(entry: u64, ram_bytes: u64) -> bool {
+    entry.wrapping_sub(virt::RAM.0) < ram_bytes && entry.is_multiple_of(4)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -317,6 +325,16 @@ mod tests {
         assert_eq!(vcpu_index(1 << 31, 4), None, "the RES1 bit of MPIDR is no affinity");
         assert_eq!(vcpu_index(u64::MAX, 16), None);
         assert_eq!(mpidr(5), 0x8000_0005);
+    }
+
+    #[test]
+    fn a_cpu_starts_at_an_instruction_in_ram() {
+        let ram_bytes = 0x400_0000;
+        assert!(is_entry(0x4000_0000, ram_bytes));
+        assert!(is_entry(0x43ff_fffc, ram_bytes));
+        for nowhere in [0, 0x0900_0000, 0x3fff_fffc, 0x4000_0002, 0x4400_0000, u64::MAX] {
+            assert!(!is_entry(nowhere, ram_bytes), "{nowhere:#x}");
+        }
     }
 
     #[test]

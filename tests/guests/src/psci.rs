@@ -32,6 +32,8 @@ pub const NOT_SUPPORTED: i64 = -1;
 pub const INVALID_PARAMETERS: i64 = -2;
 /// CPU_ON of a CPU that runs.
 pub const ALREADY_ON: i64 = -4;
+/// CPU_ON at a place where no CPU can start.
+pub const INVALID_ADDRESS: i64 = -9;
 
 macro_rules! conduit {
     ($(#[$doc:meta])* $name:ident, $instruction:literal) => {

@@ -259,6 +259,7 @@ impl El2 {
             Call::ArchFeatures(function) => psci::arch_features(function).register(),
             Call::AffinityInfo { target, level } => affinity_info(target, level, vm),
             Call::CpuOn { target, entry, context } => match vcpu_of(target, vm) {
+                Some(_) if !psci::is_entry(entry, vm.config.ram_bytes) => Status::InvalidAddress.register(),
                 Some(target) => {
                     let entry = Entry { pc: Gpa(entry), arguments: [context, 0, 0, 0], state: 0 };
                     return Some(Exit::Start(VcpuSet::only(target.0), entry));

@@ -6,10 +6,10 @@
 use core::arch::asm;
 
 use bulkhead_test_guests::exception;
-use bulkhead_test_guests::psci::{self, ALREADY_ON, INVALID_PARAMETERS, NOT_SUPPORTED};
+use bulkhead_test_guests::psci::{self, ALREADY_ON, INVALID_ADDRESS, INVALID_PARAMETERS, NOT_SUPPORTED};
 use bulkhead_test_guests::tap::Tap;
 use bulkhead_test_guests::timer::{self, Timer};
-use bulkhead_test_guests::{gic, machine, println, secondary_entry, smp};
+use bulkhead_test_guests::{console, gic, machine, println, secondary_entry, smp};
 
 bulkhead_test_guests::program!(main, exception::unexpected_interrupt, stays_a_while);
 
@@ -35,7 +35,7 @@ fn main() {
     unknown(&mut tap, hypervised);
     tap.check("a call keeps x4 to x17 and x19 to x29", registers_survive());
     standby(&mut tap);
-    errors(&mut tap);
+    errors(&mut tap, hypervised);
     for cpu in 1..machine::cpus() {
         println!("# CPU {cpu}");
         on_and_off(&mut tap, cpu);
@@ -153,7 +153,7 @@ fn standby(tap: &mut Tap) {
     tap.check("and ends with the timer", woken < deadline + timer::ticks(500_000));
 }
 
-fn errors(tap: &mut Tap) {
+fn errors(tap: &mut Tap, hypervised: bool) {
     let entry = secondary_entry();
     let own = machine::affinity(0);
     tap.equal("CPU_ON of oneself", psci::call(psci::CPU_ON, own, entry, 0), ALREADY_ON);
@@ -163,6 +163,19 @@ fn errors(tap: &mut Tap) {
         ("CPU_ON with reserved bits in the affinity", 1 << 63 | NOBODY),
     ] {
         tap.equal(name, psci::call(psci::CPU_ON, affinity, entry, 0), INVALID_PARAMETERS);
+    }
+    for (name, nowhere) in [
+        ("CPU_ON below RAM", 0x1000),
+        ("CPU_ON at a device", console::FLAGS as u64),
+        ("CPU_ON behind RAM", machine::ram_end() as u64),
+        ("CPU_ON between two instructions", entry + 2),
+    ] {
+        if hypervised {
+            let answer = psci::call(psci::CPU_ON, machine::affinity(1), nowhere, 0);
+            tap.equal(name, (answer, state(1)), (INVALID_ADDRESS, OFF));
+        } else {
+            tap.skip(name, "native");
+        }
     }
     tap.equal("AFFINITY_INFO of oneself", psci::call(psci::AFFINITY_INFO, own, 0, 0), ON);
     tap.equal("AFFINITY_INFO of nobody", psci::call(psci::AFFINITY_INFO, NOBODY, 0, 0), INVALID_PARAMETERS);
