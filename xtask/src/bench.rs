@@ -14,7 +14,7 @@ use crate::frames::LOG;
 use crate::machine::{CpuModel, Machine};
 use crate::progress::Step;
 use crate::scenario::{self, file, transcript::Transcript};
-use crate::{setup, workspace};
+use crate::workspace;
 
 mod figures;
 mod pc;
@@ -81,7 +81,6 @@ struct Column {
 
 /// `cargo xtask bench`
 pub(crate) fn run(machine: Machine, cpu: Option<CpuModel>, as_json: bool) -> anyhow::Result<()> {
-    setup::ensure(&[])?;
     if machine.architecture() != Architecture::Aarch64 {
         if cpu.is_some() {
             bail!("the bars are for one processor of machine {}: leave out `--cpu`", machine.name());

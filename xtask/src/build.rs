@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use bulkhead::config::Architecture;
 
 use crate::progress::Step;
-use crate::{command, elf, flatten, workspace};
+use crate::{command, elf, flatten, setup, workspace};
 
 /// Both architectures.
 pub(crate) const ARCHITECTURES: [Architecture; 2] = [Architecture::Aarch64, Architecture::X86_64];
@@ -129,6 +129,7 @@ fn build(
     if built.contains(&package) {
         return Ok(());
     }
+    setup::compiler(architecture)?;
     let _step = Step::start(format!("{saying} for {architecture}"));
     let mut cargo = workspace::cargo("build");
     command::read(cargo.args(["--release", "--target", target(architecture), "-p", package]).args(what))?;

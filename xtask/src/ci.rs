@@ -4,13 +4,13 @@ use anyhow::bail;
 
 use crate::build::{ARCHITECTURES, guests_package, hypervisor_package, target};
 use crate::progress::Step;
-use crate::setup::{self, Need};
 use crate::test::{self, Tally};
-use crate::{command, lint, size, workspace};
+use crate::{command, lint, setup, size, workspace};
 
 /// Runs it all; a failure does not keep the rest from being looked at.
 pub(crate) fn run() -> anyhow::Result<()> {
-    setup::ensure(&[Need::Checks, Need::Emulators])?;
+    setup::checks()?;
+    setup::emulators()?;
     let tally = Tally::default();
     tally.check("format", || command::read(workspace::cargo("fmt").args(["--all", "--check"])).map(drop));
     tally.check("lints on the host", || clippy(&["--all-targets"]));

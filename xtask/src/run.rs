@@ -16,7 +16,6 @@ use bulkhead::config::Architecture;
 use crate::boot::{self, Under};
 use crate::console::{ESCAPE, Emulator, Ending, Event, Input, Screen};
 use crate::machine::Settings;
-use crate::setup;
 
 /// Boots the system in `image`, on the machine that `dress` chooses for its architecture, and stays until the machine ends.
 pub(crate) fn run(
@@ -24,7 +23,6 @@ pub(crate) fn run(
     dress: impl FnOnce(Architecture) -> anyhow::Result<Settings>,
 ) -> anyhow::Result<ExitCode> {
     let folder = boot::image_folder(image)?;
-    setup::ensure(&[])?;
     let prepared = boot::prepare(&folder, Under::Bulkhead)?;
     let vms = prepared.vm_names();
     let mut emulator = prepared.start(&dress(prepared.architecture())?)?;

@@ -9,7 +9,7 @@ use crate::boot::{self, Under};
 use crate::console::{self, Emulator, Ending, Event};
 use crate::frames::LOG;
 use crate::machine::{Machine, Settings};
-use crate::{setup, workspace};
+use crate::workspace;
 
 pub(crate) mod file;
 pub(crate) mod transcript;
@@ -27,7 +27,6 @@ pub(crate) type Teller<'a> = &'a mut dyn FnMut(&str);
 
 /// `cargo xtask scenario FILE...`
 pub(crate) fn run(files: &[PathBuf], log: Option<&Path>) -> anyhow::Result<()> {
-    setup::ensure(&[])?;
     let mut failed = 0;
     for path in files {
         println!("scenario {}", path.display());

@@ -21,20 +21,10 @@ const BOCHS_PACKAGES: [&str; 8] =
 /// GRUB's modules for a PC's BIOS.
 const GRUB_MODULES: &str = "/usr/lib/grub/i386-pc/multiboot2.mod";
 
-/// What is needed beyond the bare-metal compiler.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Need {
-    /// Formatter and linter.
-    Checks,
-    /// Every emulator.
-    Emulators,
-}
-
 /// `cargo xtask setup`: everything, with a line for each thing.
 pub(crate) fn run() -> anyhow::Result<()> {
-    compiler()?;
-    println!("Rust for {}: ready", ARCHITECTURES.map(target).join(", "));
     checks()?;
+    println!("Rust for {}: ready", ARCHITECTURES.map(target).join(", "));
     println!("rustfmt and clippy: ready");
     linker()?;
     println!("cc: ready");
@@ -46,20 +36,19 @@ pub(crate) fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The same without a word where nothing is missing.
-pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<()> {
-    compiler()?;
-    for need in needs {
-        match need {
-            Need::Checks => checks()?,
-            Need::Emulators => {
-                [Machine::QemuVirt, Machine::QemuQ35Svm, Machine::BochsVmx]
-                    .into_iter()
-                    .try_for_each(emulator)?;
-            }
-        }
+/// What the lints of `cargo xtask ci` need, without a word where nothing is missing.
+pub(crate) fn checks() -> anyhow::Result<()> {
+    ARCHITECTURES.into_iter().try_for_each(compiler)?;
+    let answers = |tool: &str| command::read(workspace::cargo(tool).arg("--version")).is_ok();
+    if answers("fmt") && answers("clippy") {
+        return Ok(());
     }
-    Ok(())
+    toolchain()
+}
+
+/// Every emulator, likewise.
+pub(crate) fn emulators() -> anyhow::Result<()> {
+    [Machine::QemuVirt, Machine::QemuQ35Svm, Machine::BochsVmx].into_iter().try_for_each(emulator)
 }
 
 /// The emulator of one machine. A run looks once.
@@ -77,37 +66,22 @@ pub(crate) fn emulator(machine: Machine) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Without its target, the compiler only says that it cannot find `core` (E0463).
-fn compiler() -> anyhow::Result<()> {
-    let missing = || -> anyhow::Result<Option<&str>> {
-        for target in ARCHITECTURES.map(target) {
-            let mut ask = Command::new("rustc");
-            ask.current_dir(workspace::root()).args(["--print", "target-libdir", "--target", target]);
-            if !Path::new(command::read(&mut ask)?.trim()).is_dir() {
-                return Ok(Some(target));
-            }
-        }
-        Ok(None)
+/// The compiler for an architecture. Without its target, it only says that it cannot find `core` (E0463).
+pub(crate) fn compiler(architecture: Architecture) -> anyhow::Result<()> {
+    let target = target(architecture);
+    let is_there = || -> anyhow::Result<bool> {
+        let mut ask = Command::new("rustc");
+        ask.current_dir(workspace::root()).args(["--print", "target-libdir", "--target", target]);
+        Ok(Path::new(command::read(&mut ask)?.trim()).is_dir())
     };
-    if missing()?.is_none() {
+    if is_there()? {
         return Ok(());
     }
     toolchain()?;
-    match missing()? {
-        None => Ok(()),
-        Some(target) => bail!(
-            "Rust has no target {target}: run `rustup target add {target}` in {}",
-            workspace::root().display()
-        ),
-    }
-}
-
-fn checks() -> anyhow::Result<()> {
-    let answers = |tool: &str| command::read(workspace::cargo(tool).arg("--version")).is_ok();
-    if answers("fmt") && answers("clippy") {
+    if is_there()? {
         return Ok(());
     }
-    toolchain()
+    bail!("Rust has no target {target}: run `rustup target add {target}` in {}", workspace::root().display())
 }
 
 /// Installs what rust-toolchain.toml names: the channel, its components and targets.

@@ -10,8 +10,7 @@ use bulkhead::config::Architecture;
 
 use crate::machine::Machine;
 use crate::progress::Step;
-use crate::setup::{self, Need};
-use crate::{build, command, compare, damage, payload, scenario, workspace};
+use crate::{build, command, compare, damage, payload, scenario, setup, workspace};
 
 /// Emulators at a time; more only wait for each other on a small machine.
 const AT_A_TIME: usize = 2;
@@ -142,7 +141,7 @@ const PREPARED: [(Architecture, &str, &[&str]); 2] = [
 fn booted(tally: &Tally) {
     let mut ready = false;
     tally.check("hypervisor, test guests and payloads", || {
-        setup::ensure(&[Need::Emulators])?;
+        setup::emulators()?;
         for (architecture, guest, payloads) in PREPARED {
             build::hypervisor(architecture)?;
             build::guest(guest)?;
