@@ -55,12 +55,10 @@ impl Apt {
     /// Writes the configuration; nothing is fetched yet.
     pub(crate) fn configure(purpose: Purpose<'_>) -> anyhow::Result<Self> {
         let Some(release) = release() else {
-            bail!(
-                "this system does not say which distribution it is: install the packages by hand (see README.md)"
-            );
+            bail!("this system does not say which distribution it is: do by hand what apt-get would");
         };
         if !command::exists("apt-get") {
-            bail!("no apt-get here ({}): install the packages by hand (see README.md)", release.id);
+            bail!("there is no apt-get on this {}: do by hand what it would", release.id);
         }
         let known = sources::for_release(&machine_sources()?, &release.codename);
         let Some(base) = known.iter().find(|source| source.has_suite(&release.codename)) else {

@@ -7,6 +7,15 @@ use anyhow::{anyhow, bail};
 
 /// How much of a failed program's output is worth showing.
 const SHOWN_LINES: usize = 60;
+/// Programs that `setup` relies on instead of installing them, with their packages.
+const BEFORE_SETUP: [(&str, &str); 6] = [
+    ("apt-cache", "apt"),
+    ("apt-get", "apt"),
+    ("dpkg-deb", "dpkg"),
+    ("rustc", "rustup"),
+    ("sh", "dash"),
+    ("tar", "tar"),
+];
 
 /// Runs a program without input and returns what it wrote to its standard output.
 pub(crate) fn read(command: &mut Command) -> anyhow::Result<String> {
@@ -28,9 +37,21 @@ pub(crate) fn capture(command: &mut Command) -> anyhow::Result<Output> {
 pub(crate) fn cannot_start(command: &Command, error: &std::io::Error) -> anyhow::Error {
     let program = command.get_program().to_string_lossy();
     if error.kind() == ErrorKind::NotFound {
-        return anyhow!("{program} is missing: run `cargo xtask setup`");
+        return missing(&program);
     }
     anyhow!("cannot start {program}: {error}")
+}
+
+fn missing(program: &str) -> anyhow::Error {
+    match BEFORE_SETUP.iter().find(|(known, _)| *known == program) {
+        Some((_, package)) => anyhow!("{program} is missing: install the package {package}"),
+        None => anyhow!("{program} is missing: run `cargo xtask setup`"),
+    }
+}
+
+/// An error, with what to do about it, unless a program of this name is there: for what a shell is going to run.
+pub(crate) fn require(program: &str) -> anyhow::Result<()> {
+    if exists(program) { Ok(()) } else { Err(missing(program)) }
 }
 
 /// Whether a program of this name is on the search path.
@@ -83,6 +104,8 @@ mod tests {
     fn a_missing_program_is_named_with_the_way_out() {
         let error = read(&mut Command::new("bulkhead-no-such-program")).unwrap_err().to_string();
         assert_eq!(error, "bulkhead-no-such-program is missing: run `cargo xtask setup`");
+        assert_eq!(missing("dpkg-deb").to_string(), "dpkg-deb is missing: install the package dpkg");
+        assert!(require("bulkhead-no-such-program").is_err() && require("sh").is_ok());
     }
 
     #[test]

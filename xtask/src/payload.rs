@@ -197,6 +197,7 @@ fn file_name(uris: &str) -> Option<&str> {
 
 /// One file out of a package, without unpacking the rest.
 fn extract(archive: &Path, inside: &str) -> anyhow::Result<Vec<u8>> {
+    ["dpkg-deb", "tar"].into_iter().try_for_each(command::require)?;
     let _step =
         Step::start(format!("unpacking {}", archive.file_name().unwrap_or_default().to_string_lossy()));
     let folder = tempfile::tempdir_in(workspace::folder("payload")?)?;

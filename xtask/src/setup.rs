@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use bulkhead::config::Architecture;
 
 use crate::apt::{self, Apt, Purpose};
@@ -21,12 +21,23 @@ const BOCHS_PACKAGES: [&str; 8] =
 /// GRUB's modules for a PC's BIOS.
 const GRUB_MODULES: &str = "/usr/lib/grub/i386-pc/multiboot2.mod";
 
+/// A program that any release has in a version that will do.
+struct Tool {
+    program: &'static str,
+    packages: &'static [&'static str],
+}
+
+/// Links programs for this computer; without it this tool could be built only elsewhere.
+const LINKER: Tool = Tool { program: "cc", packages: &["gcc", "libc6-dev"] };
+/// The house rules look at every file that git knows.
+const GIT: Tool = Tool { program: "git", packages: &["git"] };
+
 /// `cargo xtask setup`: everything, with a line for each thing.
 pub(crate) fn run() -> anyhow::Result<()> {
     checks()?;
     println!("Rust for {}: ready", ARCHITECTURES.map(target).join(", "));
-    println!("rustfmt and clippy: ready");
-    linker()?;
+    println!("rustfmt, clippy and git: ready");
+    ready(&LINKER)?;
     println!("cc: ready");
     for architecture in ARCHITECTURES {
         println!("{} {}: ready", qemu::program(architecture), newest_qemu(architecture)?);
@@ -38,6 +49,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
 
 /// What the lints of `cargo xtask ci` need, without a word where nothing is missing.
 pub(crate) fn checks() -> anyhow::Result<()> {
+    ready(&GIT)?;
     ARCHITECTURES.into_iter().try_for_each(compiler)?;
     let answers = |tool: &str| command::read(workspace::cargo(tool).arg("--version")).is_ok();
     if answers("fmt") && answers("clippy") {
@@ -98,13 +110,12 @@ fn toolchain() -> anyhow::Result<()> {
     apt::fetch(&mut install, "the Rust toolchain")
 }
 
-fn linker() -> anyhow::Result<()> {
-    if command::exists("cc") {
+/// A program, installed where it is missing.
+fn ready(tool: &Tool) -> anyhow::Result<()> {
+    if command::exists(tool.program) {
         return Ok(());
     }
-    let apt = Apt::configure(Purpose::Host { backports: false })?;
-    apt.update()?;
-    install(&apt, &["gcc", "libc6-dev"], None)
+    install(&sources(tool.packages, Purpose::Host { backports: false })?, tool.packages, None)
 }
 
 /// QEMU's version, after installing it where it is missing or too old.
@@ -116,9 +127,8 @@ fn newest_qemu(architecture: Architecture) -> anyhow::Result<String> {
         Architecture::Aarch64 => "qemu-system-arm",
         Architecture::X86_64 => "qemu-system-x86",
     };
-    let apt = Apt::configure(Purpose::Host { backports: false })?;
-    apt.update()?;
     let packages = [package, "ca-certificates"];
+    let apt = sources(&packages, Purpose::Host { backports: false })?;
     if apt.candidate(package)?.is_some_and(|version| is_recent(&version)) {
         install(&apt, &packages, None)?;
     } else {
@@ -146,8 +156,7 @@ fn install_backport(packages: &[&str]) -> anyhow::Result<()> {
             OLDEST_QEMU.1
         );
     };
-    let apt = Apt::configure(Purpose::Host { backports: true })?;
-    apt.update()?;
+    let apt = sources(packages, Purpose::Host { backports: true })?;
     install(&apt, packages, Some(&format!("{}-backports", release.codename)))
 }
 
@@ -157,9 +166,7 @@ fn ensure_bochs() -> anyhow::Result<()> {
     if std::env::consts::ARCH != "x86_64" {
         bail!("{missing} is missing: machine bochs-vmx needs an x86_64 host");
     }
-    let apt = Apt::configure(Purpose::Host { backports: false })?;
-    apt.update()?;
-    install(&apt, &BOCHS_PACKAGES, None)?;
+    install(&sources(&BOCHS_PACKAGES, Purpose::Host { backports: false })?, &BOCHS_PACKAGES, None)?;
     match missing_for_bochs() {
         None => Ok(()),
         Some(missing) => bail!("{missing} is still missing: install it by hand"),
@@ -173,6 +180,14 @@ fn missing_for_bochs() -> Option<&'static str> {
     let files = [bochs::FIRMWARE[0], bochs::FIRMWARE[1], GRUB_MODULES];
     let program = programs.into_iter().find(|program| !command::exists(program));
     program.or_else(|| files.into_iter().find(|file| !Path::new(file).is_file()))
+}
+
+/// Where packages come from, with the lists read; who cannot have that is told what to install.
+fn sources(packages: &[&str], purpose: Purpose<'_>) -> anyhow::Result<Apt> {
+    let apt =
+        Apt::configure(purpose).with_context(|| format!("{} must be installed", packages.join(", ")))?;
+    apt.update()?;
+    Ok(apt)
 }
 
 /// Installs packages whose lists have been read.
