@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use bulkhead::config::Architecture;
 use bulkhead::memory::place::place;
-use tempfile::TempDir;
 
 use crate::console::Emulator;
 use crate::frames::LOG;
 use crate::machine::{Boot, Machine, Settings, bochs, qemu};
 use crate::system::Loaded;
+use crate::workspace::Scratch;
 use crate::{build, pack, setup, system, workspace};
 
 const ARCHIVE: &str = "system.archive";
@@ -29,7 +29,7 @@ pub(crate) struct Prepared {
     pub(crate) loaded: Loaded,
     under: Under,
     hypervisor: PathBuf,
-    files: TempDir,
+    files: Scratch,
 }
 
 /// The folder that IMAGE on the command line means: a path, or a name under images/.
@@ -59,7 +59,7 @@ fn known_images() -> String {
 /// Checks, builds and packs what is to be booted.
 pub(crate) fn prepare(folder: &Path, under: Under) -> anyhow::Result<Prepared> {
     let loaded = system::load(folder).map_err(|error| anyhow!("{error}"))?;
-    let files = tempfile::tempdir_in(workspace::folder("bulkhead")?)?;
+    let files = Scratch::new("bulkhead")?;
     let hypervisor = match under {
         Under::Bulkhead => build::hypervisor(loaded.system.arch)?,
         Under::Nothing => PathBuf::new(),

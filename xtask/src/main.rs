@@ -42,6 +42,7 @@ mod size;
 mod source;
 mod system;
 mod test;
+mod undo;
 mod workspace;
 
 /// Builds, checks, boots and measures Bulkhead.
@@ -185,7 +186,8 @@ fn own_architecture() -> Architecture {
 }
 
 fn main() -> ExitCode {
-    match perform(Line::parse().task) {
+    let task = Line::parse().task;
+    match undo::before_signals().and_then(|()| perform(task)) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::apt::{self, Apt, Purpose};
 use crate::progress::Step;
+use crate::workspace::Scratch;
 use crate::{command, initramfs, workspace};
 
 /// What a `debian:` name stands for.
@@ -200,7 +201,7 @@ fn extract(archive: &Path, inside: &str) -> anyhow::Result<Vec<u8>> {
     ["dpkg-deb", "tar"].into_iter().try_for_each(command::require)?;
     let _step =
         Step::start(format!("unpacking {}", archive.file_name().unwrap_or_default().to_string_lossy()));
-    let folder = tempfile::tempdir_in(workspace::folder("payload")?)?;
+    let folder = Scratch::new("payload")?;
     let mut unpack = Command::new("sh");
     unpack.args(["-c", r#"dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2" --wildcards "$3""#, "sh"]);
     command::read(unpack.arg(archive).arg(folder.path()).arg(inside))?;

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Pid, Signal};
-use rustix::termios::{self, OptionalActions, Termios};
+use rustix::termios::{self, OptionalActions};
 
 use bulkhead::config::Architecture;
 
 use crate::boot::{self, Under};
 use crate::console::{ESCAPE, Emulator, Ending, Event, Input, Screen};
 use crate::machine::Settings;
+use crate::undo::Undo;
 
 /// Boots the system in `image`, on the machine that `dress` chooses for its architecture, and stays until the machine ends.
 pub(crate) fn run(
@@ -30,7 +31,7 @@ pub(crate) fn run(
         eprintln!("Ctrl-A x ends the machine, Ctrl-A ? lists the other keys.");
     }
     let only = if let [vm] = vms.as_slice() { Some(vm.clone()) } else { None };
-    let _terminal = RawTerminal::enter();
+    let _terminal = raw_terminal();
     let ended_by_key = Arc::new(AtomicBool::new(false));
     if let (Some(input), Some(process)) = (emulator.take_input(), emulator.process()) {
         let ended_by_key = Arc::clone(&ended_by_key);
@@ -114,27 +115,18 @@ impl Keys {
     }
 }
 
-/// The terminal without line editing, echo and signals; as it was before when this is dropped.
-struct RawTerminal {
-    before: Termios,
-}
-
-impl RawTerminal {
-    fn enter() -> Option<Self> {
-        let stdin = rustix::stdio::stdin();
-        let before = termios::tcgetattr(stdin).ok()?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        termios::tcsetattr(stdin, OptionalActions::Now, &raw).ok()?;
-        Some(Self { before })
-    }
-}
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
+/// The terminal without line editing, echo and signals, until what this gives is dropped.
+fn raw_terminal() -> Option<Undo> {
+    let stdin = rustix::stdio::stdin();
+    let before = termios::tcgetattr(stdin).ok()?;
+    let mut raw = before.clone();
+    raw.make_raw();
+    let undo = Undo::later(move || {
         // Nothing can be done about a terminal that is gone.
-        let _ = termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &self.before);
-    }
+        let _ = termios::tcsetattr(stdin, OptionalActions::Now, &before);
+    });
+    termios::tcsetattr(stdin, OptionalActions::Now, &raw).ok()?;
+    Some(undo)
 }
 
 #[cfg(test)]
