@@ -4,11 +4,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use bulkhead::config::Architecture;
-use object::{Object, ObjectSection, SectionKind};
 
 use crate::build::{self, ARCHITECTURES};
 use crate::source::{self, Line, Unsafe};
 use crate::workspace;
+
+mod bytes;
+
+use bytes::Table;
 
 /// What a crate is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -84,7 +87,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
     }
     for architecture in ARCHITECTURES {
         build::hypervisor(architecture)?;
-        println!("{architecture}: {}", bytes(&build::hypervisor_elf(architecture))?);
+        let program = build::hypervisor_elf(architecture);
+        let content =
+            std::fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
+        print!("\nhypervisor, {architecture}\n{}", Table::read(&content)?);
     }
     Ok(())
 }
@@ -187,21 +193,6 @@ fn block_lines(lines: &[Line]) -> usize {
 fn count_assembly(text: &str) -> Figures {
     let is_code = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with("//");
     Figures { code_lines: text.lines().filter(is_code).count(), ..Figures::default() }
-}
-
-fn bytes(program: &Path) -> anyhow::Result<String> {
-    let content = std::fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
-    let elf = object::File::parse(content.as_slice())?;
-    let sum = |kinds: &[SectionKind]| -> u64 {
-        elf.sections().filter(|section| kinds.contains(&section.kind())).map(|section| section.size()).sum()
-    };
-    let text = sum(&[SectionKind::Text]);
-    let constants =
-        sum(&[SectionKind::ReadOnlyData, SectionKind::ReadOnlyString, SectionKind::ReadOnlyDataWithRel]);
-    let data = sum(&[SectionKind::Data]);
-    let zeroed = sum(&[SectionKind::UninitializedData]);
-    let total = text + constants + data + zeroed;
-    Ok(format!("hypervisor: {total} bytes (text {text}, constants {constants}, data {data}, bss {zeroed})"))
 }
 
 #[cfg(test)]
