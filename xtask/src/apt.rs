@@ -60,13 +60,15 @@ impl Apt {
         if !command::exists("apt-get") {
             bail!("there is no apt-get on this {}: do by hand what it would", release.id);
         }
-        let known = sources::for_release(&machine_sources()?, &release.codename);
-        let Some(base) = known.iter().find(|source| source.has_suite(&release.codename)) else {
+        let machines = machine_sources()?;
+        let Some(name) = sources::name_of_release(&machines, &release.codename) else {
             bail!("no package source for {} in /etc/apt: add one and try again", release.codename);
         };
-        let mut entries = known.clone();
+        let mut entries = sources::for_release(&machines, name);
         if purpose == (Purpose::Host { backports: true }) {
-            entries.push(base.with_suite(&format!("{}-backports", release.codename)));
+            let base = entries.iter().find(|source| source.has_suite(name));
+            let backports = base.map(|base| base.with_suite(&format!("{}-backports", release.codename)));
+            entries.extend(backports);
         }
         let folder = workspace::folder(&format!("apt/{}", purpose.folder()))?;
         let text: String = entries.iter().map(Source::to_string).collect();

@@ -22,6 +22,11 @@ impl Source {
         self.suites.iter().any(|own| own == suite)
     }
 
+    /// Whether the entry has what Debian itself consists of.
+    fn is_main(&self) -> bool {
+        self.components.iter().any(|part| part == "main")
+    }
+
     /// The same origin, another suite.
     pub(crate) fn with_suite(&self, suite: &str) -> Self {
         Self { suites: vec![suite.to_owned()], ..self.clone() }
@@ -40,14 +45,22 @@ impl fmt::Display for Source {
     }
 }
 
+/// What Debian's archive also calls its releases, each in its turn.
+const TURNS: [&str; 4] = ["stable", "oldstable", "oldoldstable", "testing"];
+
+/// The name by which these entries have the release of this codename: that, or the turn that is followed instead.
+pub(crate) fn name_of_release<'a>(sources: &[Source], codename: &'a str) -> Option<&'a str> {
+    let is_served = |name: &&str| sources.iter().any(|source| source.is_main() && source.has_suite(name));
+    std::iter::once(codename).chain(TURNS).find(is_served)
+}
+
 /// The entries that belong to a release and to nothing else: its main, updates and security suites, component `main`.
-pub(crate) fn for_release(sources: &[Source], codename: &str) -> Vec<Source> {
-    let wanted = ["", "-updates", "-security"].map(|suffix| format!("{codename}{suffix}"));
-    let narrowed =
-        sources.iter().filter(|source| source.components.iter().any(|part| part == "main")).map(|source| {
-            let suites = source.suites.iter().filter(|suite| wanted.contains(suite)).cloned().collect();
-            Source { suites, components: vec!["main".to_owned()], ..source.clone() }
-        });
+pub(crate) fn for_release(sources: &[Source], name: &str) -> Vec<Source> {
+    let wanted = ["", "-updates", "-security"].map(|suffix| format!("{name}{suffix}"));
+    let narrowed = sources.iter().filter(|source| source.is_main()).map(|source| {
+        let suites = source.suites.iter().filter(|suite| wanted.contains(suite)).cloned().collect();
+        Source { suites, components: vec!["main".to_owned()], ..source.clone() }
+    });
     narrowed.filter(|source| !source.suites.is_empty()).collect()
 }
 
@@ -184,6 +197,23 @@ mod tests {
         let kept = for_release(&parse_list(text), "bookworm");
         assert_eq!(kept.len(), 1);
         assert!(kept[0].has_suite("bookworm"));
+    }
+
+    #[test]
+    fn a_release_is_known_by_its_codename_or_by_its_turn() {
+        let name = |text: &str| name_of_release(&parse_list(text), "bookworm");
+        let follows = "deb http://mirror.example/debian oldstable main\n\
+            deb http://mirror.example/debian oldstable-updates main\n\
+            deb http://mirror.example/debian-security oldstable-security main\n";
+        assert_eq!(name(follows), Some("oldstable"));
+        assert_eq!(for_release(&parse_list(follows), "oldstable").len(), 3);
+        let stranger = "deb http://other.example/browser stable main\n";
+        assert_eq!(
+            name(&format!("{stranger}deb http://mirror.example/debian bookworm main\n")),
+            Some("bookworm")
+        );
+        assert_eq!(name("deb http://mirror.example/debian trixie main\n"), None);
+        assert_eq!(name("deb http://other.example/engine stable edge\n"), None);
     }
 
     #[test]
