@@ -13,16 +13,17 @@ pub(crate) fn bytes(text: &str) -> anyhow::Result<u64> {
     }
 }
 
-/// A time: a whole number of seconds (`s`) or minutes (`min`).
+/// A time: a whole number of milliseconds (`ms`), seconds (`s`) or minutes (`min`).
 pub(crate) fn duration(text: &str) -> anyhow::Result<std::time::Duration> {
-    let seconds = match split(text) {
-        Some((number, "s")) => Some(number),
-        Some((number, "min")) => number.checked_mul(60),
+    let milliseconds = match split(text) {
+        Some((number, "ms")) => Some(number),
+        Some((number, "s")) => number.checked_mul(1000),
+        Some((number, "min")) => number.checked_mul(60_000),
         _ => None,
     };
-    match seconds {
-        Some(seconds @ 1..=86_400) => Ok(std::time::Duration::from_secs(seconds)),
-        _ => bail!("`{text}` is no time limit: write it like \"90 s\" or \"5 min\", at most a day"),
+    match milliseconds {
+        Some(milliseconds @ 1..=86_400_000) => Ok(std::time::Duration::from_millis(milliseconds)),
+        _ => bail!("`{text}` is no time: write it like \"90 s\", \"5 min\" or \"1500 ms\", at most a day"),
     }
 }
 
@@ -47,9 +48,10 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_seconds_or_minutes() {
+    fn times_have_a_unit_and_an_end() {
         assert_eq!(duration("120 s").unwrap().as_secs(), 120);
         assert_eq!(duration("2 min").unwrap().as_secs(), 120);
+        assert_eq!(duration("1500 ms").unwrap().as_millis(), 1500);
         for wrong in ["", "5", "0 s", "1 h", "99999999999999999999 s", "10000000000000 min"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }

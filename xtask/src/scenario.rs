@@ -1,5 +1,7 @@
-//! `cargo xtask scenario`: boots a machine and holds it to a script. The limit is the only clock.
+//! `cargo xtask scenario`: boots a machine and holds it to a script. Nothing waits for time to pass: the limit
+//! ends what takes too long, and where a step has times of its own, they hold the guest's clock against the host's.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -93,6 +95,7 @@ pub(crate) fn play(scenario: &Scenario, tell: Teller<'_>) -> anyhow::Result<Play
         vms,
         focus: 0,
         under: scenario.under,
+        typed: Instant::now(),
         deadline: Instant::now() + scenario.limit,
         limit: scenario.limit,
         transcript: Transcript::default(),
@@ -141,6 +144,8 @@ struct Play {
     /// The VM that gets what is typed.
     focus: usize,
     under: Under,
+    /// When something was typed last, or the machine started.
+    typed: Instant,
     deadline: Instant,
     limit: Duration,
     transcript: Transcript,
@@ -171,15 +176,17 @@ impl Play {
             }
             Action::Send(text) => {
                 self.bring_into_focus(&console)?;
+                // Before, not after: however late we come to our turn again, nothing seems faster than it was.
+                self.typed = Instant::now();
                 self.emulator.send(text.as_bytes())
             }
-            Action::Expect(pattern) => {
+            Action::Expect(pattern, times) => {
                 while !self.transcript.expect(&console, pattern) {
                     if let Some(ending) = self.listen()? {
                         bail!("the machine ended before ({ending})");
                     }
                 }
-                Ok(())
+                check_time(self.typed.elapsed(), times)
             }
         }
     }
@@ -250,10 +257,23 @@ impl Play {
     }
 }
 
+fn check_time(took: Duration, times: &RangeInclusive<Duration>) -> anyhow::Result<()> {
+    if times.contains(&took) {
+        return Ok(());
+    }
+    let (wrong, bound) =
+        if took < *times.start() { ("at least", times.start()) } else { ("at most", times.end()) };
+    bail!(
+        "it came {:.2} s after what was typed, not after {wrong} {:.2} s",
+        took.as_secs_f64(),
+        bound.as_secs_f64()
+    )
+}
+
 fn describe(step: &Step) -> String {
     let console = step.console.as_ref().map(|name| format!(" on {name}")).unwrap_or_default();
     match &step.action {
-        Action::Expect(pattern) => format!("expect '{pattern}'{console}"),
+        Action::Expect(pattern, _) => format!("expect '{pattern}'{console}"),
         Action::Send(text) => format!("send {text:?}{console}"),
         Action::Reject(pattern) => format!("reject '{pattern}'{console}"),
     }
@@ -274,6 +294,7 @@ mod tests {
             vms,
             focus: 0,
             under: Under::Bulkhead,
+            typed: Instant::now(),
             deadline: Instant::now() + scenario.limit,
             limit: scenario.limit,
             transcript: Transcript::default(),
@@ -300,6 +321,21 @@ mod tests {
         let script = "IFS= read -r x; printf '%s' \"$x\" | od -An -tx1";
         let steps = "[[step]]\nconsole = 'b'\nsend = \"z\\n\"\n[[step]]\nconsole = 'log'\nexpect = '01 31 7a'\n[end]\nmachine = 'off'";
         against(script, steps).unwrap();
+    }
+
+    #[test]
+    fn what_comes_too_early_or_too_late_fails() {
+        let script = "read x; sleep 0.2; echo slept; exec cat";
+        let steps = |times: &str| {
+            format!(
+                "[[step]]\nconsole = 'a'\nsend = \"x\\n\"\n[[step]]\nconsole = 'log'\nexpect = 'slept'\n{times}"
+            )
+        };
+        against(script, &steps("at-least = '200 ms'\nat-most = '15 s'")).unwrap();
+        let error = against(script, &steps("at-least = '20 s'")).unwrap_err();
+        assert!(error.contains("not after at least 20.00 s"), "{error}");
+        let error = against(script, &steps("at-most = '199 ms'")).unwrap_err();
+        assert!(error.contains("not after at most 0.20 s"), "{error}");
     }
 
     #[test]

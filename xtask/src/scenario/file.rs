@@ -1,5 +1,6 @@
 //! The scenario format: a machine, a system, and what must appear on which console.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,8 +39,8 @@ pub(crate) struct Step {
 }
 
 pub(crate) enum Action {
-    /// Must be printed after what matched last.
-    Expect(Regex),
+    /// Must be printed after what matched last, when so much of the host's time has passed since something was typed.
+    Expect(Regex, RangeInclusive<Duration>),
     /// Is typed.
     Send(String),
     /// Must not be printed from here on.
@@ -80,10 +81,12 @@ struct File {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct FileStep {
     console: Option<String>,
     expect: Option<String>,
+    at_least: Option<String>,
+    at_most: Option<String>,
     send: Option<String>,
     reject: Option<String>,
 }
@@ -129,18 +132,26 @@ pub(crate) fn parse(text: &str) -> anyhow::Result<Scenario> {
 }
 
 fn parse_step(index: usize, step: FileStep) -> anyhow::Result<Step> {
-    let number = index + 1;
-    let action = match (step.expect, step.send, step.reject) {
-        (Some(pattern), None, None) => {
-            Action::Expect(regex(&pattern).with_context(|| format!("step {number}"))?)
+    let console = step.console.clone();
+    let action = parse_action(step).with_context(|| format!("step {}", index + 1))?;
+    Ok(Step { console, action })
+}
+
+fn parse_action(step: FileStep) -> anyhow::Result<Action> {
+    let time = |text: Option<String>| text.map(|text| quantity::duration(&text)).transpose();
+    let (at_least, at_most) = (time(step.at_least)?, time(step.at_most)?);
+    let is_timed = at_least.is_some() || at_most.is_some();
+    let times = at_least.unwrap_or(Duration::ZERO)..=at_most.unwrap_or(Duration::MAX);
+    match (step.expect, step.send, step.reject) {
+        (Some(_), None, None) if times.is_empty() => {
+            bail!("`at-least` is more than `at-most`: nothing could take so long")
         }
-        (None, Some(text), None) => Action::Send(text),
-        (None, None, Some(pattern)) => {
-            Action::Reject(regex(&pattern).with_context(|| format!("step {number}"))?)
-        }
-        _ => bail!("step {number} must have exactly one of `expect`, `send` and `reject`"),
-    };
-    Ok(Step { console: step.console, action })
+        (Some(pattern), None, None) => Ok(Action::Expect(regex(&pattern)?, times)),
+        (None, _, _) if is_timed => bail!("only `expect` has `at-least` and `at-most`: leave them out"),
+        (None, Some(text), None) => Ok(Action::Send(text)),
+        (None, None, Some(pattern)) => Ok(Action::Reject(regex(&pattern)?)),
+        _ => bail!("a step has exactly one of `expect`, `send` and `reject`"),
+    }
 }
 
 /// `^` and `$` mean lines, whose ends may be \r\n.
@@ -206,7 +217,19 @@ mod tests {
         assert!(error("[[step]]\nexpect = 'a'\nsend = 'b'").contains("step 1"));
         assert!(error("[[step]]\nexpect = '('").contains("step 1"));
         assert!(error("[[step]]\nexpect = ''").contains("empty"));
+        assert!(error("[[step]]\nexpect = 'a'\nat-most = '1 h'").contains("step 1: `1 h` is no time"));
+        assert!(error("[[step]]\nexpect = 'a'\nat-least = '2 s'\nat-most = '1 s'").contains("more than"));
+        assert!(error("[[step]]\nsend = 'a'\nat-least = '2 s'").contains("only `expect`"));
         assert!(error("[end]\nmachine = \"maybe\"").contains("maybe"));
+    }
+
+    #[test]
+    fn what_is_expected_may_have_its_times() {
+        let text = "image = 'x'\n[[step]]\nexpect = 'a'\nat-least = '4500 ms'\n[[step]]\nexpect = 'b'\nat-most = '1 min'";
+        let times: Vec<_> = parse(text).unwrap().steps.into_iter().map(|step| step.action).collect();
+        let [Action::Expect(_, first), Action::Expect(_, second)] = times.as_slice() else { unreachable!() };
+        assert_eq!(*first, Duration::from_millis(4500)..=Duration::MAX);
+        assert_eq!(*second, Duration::ZERO..=Duration::from_secs(60));
     }
 
     #[test]
