@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
-use bulkhead::config::Architecture;
+use bulkhead::config::{Architecture, System};
 use bulkhead::memory::place::place;
 
 use crate::console::Emulator;
@@ -76,18 +76,12 @@ impl Prepared {
     /// Boots it on a machine, after making sure that the machine has room for it.
     pub(crate) fn start(&self, settings: &Settings) -> anyhow::Result<Emulator> {
         settings.check()?;
-        let (machine, architecture) = (settings.machine, self.architecture());
-        if machine.architecture() != architecture {
-            bail!(
-                "{} is a system for {architecture}, which machine {} is not",
-                self.loaded.name,
-                machine.name()
-            );
-        }
-        setup::emulator(machine)?;
+        settings.check_boots(self.architecture())?;
+        setup::emulator(settings.machine)?;
         match self.under {
             Under::Bulkhead => {
-                self.check_fits(settings)?;
+                let archive_bytes = std::fs::metadata(self.path(ARCHIVE))?.len();
+                check_fits(&self.loaded.system, archive_bytes, settings)?;
                 let archive = self.path(ARCHIVE);
                 let boot = Boot::Bulkhead { hypervisor: &self.hypervisor, archive: &archive };
                 self.launch(settings, &boot, LOG)
@@ -129,16 +123,6 @@ impl Prepared {
         self.loaded.system.vms.iter().map(|vm| vm.name.clone()).collect()
     }
 
-    /// RAM that does not fit is better said here than by a hypervisor at boot.
-    fn check_fits(&self, settings: &Settings) -> anyhow::Result<()> {
-        let archive_bytes = std::fs::metadata(self.path(ARCHIVE))?.len();
-        let wanted: Vec<u64> = self.loaded.system.vms.iter().map(|vm| vm.ram_bytes).collect();
-        match place(&wanted, &settings.banks(), &settings.used(archive_bytes)) {
-            Ok(_) => Ok(()),
-            Err(error) => bail!("VM `{}`: {error}", self.loaded.system.vms[error.vm].name),
-        }
-    }
-
     fn write_native(&self) -> anyhow::Result<()> {
         let vm = self.loaded.system.vms.first().context("a system has a VM")?;
         self.write("kernel", self.file(vm.kernel.file)?)?;
@@ -159,5 +143,59 @@ impl Prepared {
 
     fn write(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
         workspace::write(&self.path(name), bytes)
+    }
+}
+
+/// RAM that does not fit is better said here than by a hypervisor at boot.
+fn check_fits(system: &System, archive_bytes: u64, settings: &Settings) -> anyhow::Result<()> {
+    let wanted: Vec<u64> = system.vms.iter().map(|vm| vm.ram_bytes).collect();
+    match place(&wanted, &settings.banks(), &settings.used(archive_bytes)) {
+        Ok(_) => Ok(()),
+        Err(error) => bail!("VM `{}`: {error}", system.vms[error.vm].name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead::config::{FileId, Kernel, KernelFormat, OnFault, Unmapped, Vm};
+
+    use super::*;
+    use crate::machine::Clock;
+
+    #[test]
+    fn ram_that_the_machine_does_not_have_is_refused_by_its_vm() {
+        let kernel = Kernel {
+            format: KernelFormat::Arm64Image,
+            file: FileId(0),
+            initrd: None,
+            cmdline: String::new(),
+        };
+        let vm = |name: &str, ram_bytes| Vm {
+            name: name.to_owned(),
+            vcpus: 1,
+            cpus: Vec::new(),
+            ram_bytes,
+            kernel: kernel.clone(),
+            on_fault: OnFault::Stop,
+            unmapped: Unmapped::Stop,
+            hypervisor_leaf: false,
+            privileges: Vec::new(),
+        };
+        let settings = Settings {
+            machine: Machine::QemuVirt,
+            cpu: None,
+            cpus: 1,
+            ram_bytes: 1 << 30,
+            clock: Clock::Host,
+            extra: Vec::new(),
+        };
+        let system = |second| System {
+            arch: Architecture::Aarch64,
+            vms: vec![vm("one", 256 << 20), vm("two", second)],
+        };
+        check_fits(&system(256 << 20), 1 << 20, &settings).unwrap();
+        let line = check_fits(&system(1 << 30), 1 << 20, &settings).unwrap_err().to_string();
+        assert!(line.starts_with("VM `two`: 1 GiB of RAM do not fit"), "{line}");
+        assert!(line.ends_with("or the machine more"), "{line}");
     }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::bail;
 use bulkhead::config::Architecture;
+use bulkhead::config::check::MAX_CPUS;
 
 pub(crate) mod bochs;
 mod kvm;
@@ -64,6 +65,11 @@ impl Machine {
             Self::BochsVmx => &[CpuModel::SkylakeX, CpuModel::SandyBridge],
             Self::QemuQ35Svm | Self::QemuQ35Kvm => &[],
         }
+    }
+
+    /// How many processors it can have: what Bulkhead uses, or what the emulator has timers for.
+    fn most_cpus(self) -> u32 {
+        if self == Self::BochsVmx { 8 } else { MAX_CPUS }
     }
 
     /// Its name in the contract.
@@ -169,6 +175,20 @@ const PC_RAM: u64 = 1 << 20;
 const PC_HIGH_RAM: u64 = 4 << 30;
 
 impl Settings {
+    /// Whether a system for this architecture boots on the machine.
+    pub(crate) fn check_boots(&self, architecture: Architecture) -> anyhow::Result<()> {
+        if self.machine.architecture() == architecture {
+            return Ok(());
+        }
+        let fit = MACHINES.iter().filter(|(_, machine)| machine.architecture() == architecture);
+        let names: Vec<_> = fit.map(|(name, _)| *name).collect();
+        bail!(
+            "machine {} does not boot a system for {architecture}: choose {}",
+            self.machine.name(),
+            names.join(" or ")
+        )
+    }
+
     /// Whether these things exist together.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         let name = self.machine.name();
@@ -181,6 +201,9 @@ impl Settings {
                 let names: Vec<_> = offered.iter().map(|model| model.name()).collect();
                 bail!("machine {name} has no processor {}: choose {}", cpu.name(), names.join(" or "));
             }
+        }
+        if self.cpus > self.machine.most_cpus() {
+            bail!("machine {name} has at most {} CPUs: {} are too many", self.machine.most_cpus(), self.cpus);
         }
         if self.clock == Clock::Instructions && self.machine == Machine::QemuQ35Kvm {
             bail!("machine {name} cannot count instructions: choose qemu-q35-svm or leave out `icount`");
@@ -266,11 +289,19 @@ mod tests {
         assert!(refused(Settings { cpu, ..plain(Machine::QemuQ35Svm) }).contains("leave out `cpu`"));
         let other = refused(Settings { cpu, ..plain(Machine::BochsVmx) });
         assert_eq!(other, "machine bochs-vmx has no processor max: choose skylake-x or sandy-bridge");
+        let many = refused(Settings { cpus: 9, ..plain(Machine::BochsVmx) });
+        assert_eq!(many, "machine bochs-vmx has at most 8 CPUs: 9 are too many");
         let clock = Clock::Instructions;
         assert!(refused(Settings { clock, ..plain(Machine::QemuQ35Kvm) }).contains("cannot count"));
         assert!(refused(settings(Machine::BochsVmx)).contains("emulator-args"));
+        let other = plain(Machine::BochsVmx).check_boots(Architecture::Aarch64).unwrap_err().to_string();
+        assert_eq!(
+            other,
+            "machine bochs-vmx does not boot a system for aarch64: choose qemu-virt or qemu-virt-smmu"
+        );
         for machine in MACHINES.map(|(_, machine)| machine) {
             plain(machine).check().unwrap();
+            plain(machine).check_boots(machine.architecture()).unwrap();
         }
     }
 

@@ -374,6 +374,28 @@ mod tests {
     }
 
     #[test]
+    fn the_usual_mistakes_are_one_line_each_with_place_and_mend() {
+        const GOOD: &str =
+            "name = \"one\"\nvcpus = 2\nram = \"64 MiB\"\nkernel = { file = \"Image\" }\nunmapped = \"stop\"";
+        let flat = |load: &str| format!("\"noise\", format = \"flat\", load = {load} }}");
+        for (part, instead, place, mend) in [
+            ("unmapped", "unmaped", "7:1: unknown key `unmaped`", "known here: "),
+            ("64 MiB", "8 MiB", "5:7: the kernel takes 16 MiB", "raise `ram` or change "),
+            ("\"Image\" }", &flat("0x900_0000"), "6:52: 6 bytes at 0x9000000", "choose another load address"),
+            ("\"Image\" }", &flat("0x43ff_ffff"), "6:52: 6 bytes at 0x43ffffff", "or give the VM more RAM"),
+            ("Image", "Imago", "6:19: the file `Imago`", "paths start at "),
+            ("Image", "bzImage", "6:19: `bzImage`: an x86 kernel", "use a kernel for arm64"),
+            ("vcpus = 2", "vcpus = 17", "4:9: 17 vCPUs", "give the VM 1 to 16"),
+            ("name = \"one\"\n", "", "2:1: the key `name` is missing", "add `name = ...`"),
+        ] {
+            let line = load_vm(&GOOD.replace(part, instead)).unwrap_err();
+            assert_eq!(line.lines().count(), 1, "{line}");
+            assert!(line.starts_with(&format!("system.toml:{place}")), "{line}");
+            assert!(line.split_once("; ").is_some_and(|(_, said)| said.contains(mend)), "{line}");
+        }
+    }
+
+    #[test]
     fn the_rules_of_the_core_are_shown_at_their_lines() {
         let keys = "name = \"log\"\nvcpus = 0\ncpus = [0, 0]\nram = \"3 KiB\"\nkernel = { file = \"Imago\" }";
         let text = load_vm(keys).unwrap_err();

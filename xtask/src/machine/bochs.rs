@@ -32,6 +32,7 @@ const fn model(cpu: Option<CpuModel>) -> &'static str {
 
 /// Emulated instructions per second: the time stamp counter counts them.
 pub(crate) const INSTRUCTIONS_PER_SECOND: f64 = 5e7;
+const CONFIGURATION: &str = "bochsrc";
 const LOG: &str = "bochs.log";
 const DISK: &str = "system.iso";
 /// Bochs' debugger waits for a command before it starts: continue.
@@ -49,10 +50,10 @@ pub(crate) fn start(
     make_disk(boot, folder)?;
     let listener = TcpListener::bind(("127.0.0.1", 0)).context("cannot listen for Bochs' serial line")?;
     let port = listener.local_addr()?.port();
-    std::fs::write(folder.join("bochsrc"), configuration(settings, folder, port))?;
+    std::fs::write(folder.join(CONFIGURATION), configuration(settings, port))?;
     std::fs::write(folder.join(DEBUGGER), "c\n")?;
     let mut command = contained(PROGRAM);
-    command.arg("-q").arg("-f").arg(folder.join("bochsrc")).arg("-rc").arg(folder.join(DEBUGGER));
+    command.args(["-q", "-f", CONFIGURATION, "-rc", DEBUGGER]);
     // Its screen is drawn for a terminal of this kind, and nobody looks.
     command.env("TERM", "xterm").current_dir(folder);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -60,11 +61,10 @@ pub(crate) fn start(
     Emulator::start_on_socket(command, &listener, first, Box::new(move || ending(&log)))
 }
 
-/// The lines that make the machine (bochsrc(5)).
-fn configuration(settings: &Settings, folder: &Path, port: u16) -> String {
+/// The lines that make the machine (bochsrc(5)). Files are named from where Bochs runs: the way there may have blanks.
+fn configuration(settings: &Settings, port: u16) -> String {
     let (cpus, megabytes) = (settings.cpus, settings.ram_bytes >> 20);
     let (model, [bios, vga]) = (model(settings.cpu), FIRMWARE);
-    let folder = folder.display();
     format!(
         "display_library: term\n\
          sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy\n\
@@ -75,11 +75,11 @@ fn configuration(settings: &Settings, folder: &Path, port: u16) -> String {
          vgaromimage: file={vga}\n\
          pci: enabled=1, chipset=i440fx\n\
          boot: cdrom\n\
-         ata0-master: type=cdrom, path={folder}/{DISK}, status=inserted\n\
+         ata0-master: type=cdrom, path={DISK}, status=inserted\n\
          com1: enabled=1, mode=socket-client, dev=localhost:{port}\n\
          clock: sync=none\n\
          panic: action=fatal\n\
-         log: {folder}/{LOG}\n"
+         log: {LOG}\n"
     )
 }
 
@@ -140,13 +140,13 @@ mod tests {
 
     #[test]
     fn the_machine_is_what_was_asked_for() {
-        let text = configuration(&settings(Machine::BochsVmx), Path::new("/f"), 4711);
+        let text = configuration(&settings(Machine::BochsVmx), 4711);
         for line in [
             "cpu: model=corei7_skylake_x, count=4, ips=50000000, reset_on_triple_fault=0",
             "memory: guest=1024, host=1024",
-            "ata0-master: type=cdrom, path=/f/system.iso, status=inserted",
+            "ata0-master: type=cdrom, path=system.iso, status=inserted",
             "com1: enabled=1, mode=socket-client, dev=localhost:4711",
-            "log: /f/bochs.log",
+            "log: bochs.log",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
         }

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use regex::bytes::{Regex, RegexBuilder};
 use serde::Deserialize;
 
@@ -103,7 +103,12 @@ fn default_limit() -> String {
 
 /// Reads a scenario file; the image's path is relative to it.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Scenario> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        anyhow!(
+            "{}: cannot be read: {error}; name a scenario file, such as those in tests/scenarios",
+            path.display()
+        )
+    })?;
     let mut scenario = parse(&text).with_context(|| format!("in {}", path.display()))?;
     scenario.image = path.parent().unwrap_or(Path::new(".")).join(&scenario.image);
     Ok(scenario)
@@ -238,5 +243,7 @@ mod tests {
         let path = folder.path().join("a.toml");
         std::fs::write(&path, SAMPLE).unwrap();
         assert_eq!(read(&path).unwrap().image, folder.path().join("../../images/linux-aarch64"));
+        let error = read(Path::new("missing.toml")).err().unwrap().to_string();
+        assert!(error.starts_with("missing.toml: cannot be read: No such file"), "{error}");
     }
 }

@@ -254,6 +254,10 @@ fn explain(message: &str, span: Range<usize>) -> Mistake {
     {
         return Mistake::new(span, format!("`{value}` is not possible here"), choice(known));
     }
+    if message == "invalid type: map, expected a sequence" {
+        let what = "this is one table, but there may be several";
+        return Mistake::new(span, what, "write its name in two pairs of brackets: [[...]]");
+    }
     if message.contains("; ") {
         return Mistake::told(span, message);
     }
@@ -359,6 +363,7 @@ mod tests {
         assert!(said("vcpus = 1", "vcpus = -1").1.ends_with("write a whole number that is not negative"));
         assert!(said("{ file = \"Image\" }", "\"Image\"").1.ends_with("write a table: { key = value, ... }"));
         assert!(said("vcpus = 1", "vcpus = 1\ncpus = 1").1.ends_with("write a list: [ ... ]"));
+        assert!(said("[[vm]]", "[vm]").1.ends_with("in two pairs of brackets: [[...]]"));
         let (marked, line) = said("\"aarch64\"", "\"arm\"");
         assert_eq!(marked, "\"arm\"");
         assert_eq!(line, "`arm` is not possible here; known here: `aarch64` or `x86_64`");
