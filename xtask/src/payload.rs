@@ -98,8 +98,8 @@ pub(crate) fn names(architecture: Architecture) -> Vec<&'static str> {
     known.map(|payload| payload.name).collect()
 }
 
-/// One at a time: two threads must not fetch the same.
-static FETCHING: Mutex<()> = Mutex::new(());
+/// Debian's architectures whose package lists this run has read. Also keeps two threads from fetching the same.
+static FETCHING: Mutex<Vec<&str>> = Mutex::new(Vec::new());
 
 /// The file that a `debian:` name stands for, fetched if it is not there yet.
 pub(crate) fn resolve(name: &str, architecture: Architecture) -> anyhow::Result<PathBuf> {
@@ -111,10 +111,10 @@ pub(crate) fn resolve(name: &str, architecture: Architecture) -> anyhow::Result<
     };
     let debian = payload.debian(architecture);
     let folder = workspace::folder(&format!("payload/{debian}"))?;
-    let _guard = FETCHING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut fresh = FETCHING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let archive = match cached(&folder, short) {
         Some(archive) => archive,
-        None => download(&folder, &(payload.package)(debian), short, debian)?,
+        None => download(&folder, &(payload.package)(debian), short, debian, &mut fresh)?,
     };
     let file = folder.join(format!("{short}.img"));
     let made_of = folder.join(format!("{short}.made-of"));
@@ -150,7 +150,13 @@ fn cached(folder: &Path, name: &str) -> Option<PathBuf> {
     archive.is_file().then_some(archive)
 }
 
-fn download(folder: &Path, package: &str, name: &str, debian: &str) -> anyhow::Result<PathBuf> {
+fn download(
+    folder: &Path,
+    package: &str,
+    name: &str,
+    debian: &'static str,
+    fresh: &mut Vec<&'static str>,
+) -> anyhow::Result<PathBuf> {
     let distribution = apt::release().map_or_else(|| "unknown".to_owned(), |release| release.id);
     if distribution != "debian" {
         bail!(
@@ -158,12 +164,15 @@ fn download(folder: &Path, package: &str, name: &str, debian: &str) -> anyhow::R
         );
     }
     let apt = Apt::configure(Purpose::Foreign(debian))?;
-    if let Err(error) = apt.update() {
-        // One of the archives may be out of step with itself for hours. What did arrive is verified all the same.
-        if apt.candidate(package)?.is_none() {
-            return Err(error);
+    if !fresh.contains(&debian) {
+        if let Err(error) = apt.update() {
+            // One of the archives may be out of step with itself for hours. What did arrive is verified all the same.
+            if apt.candidate(package)?.is_none() {
+                return Err(error);
+            }
+            println!("{error:#}: going on with the lists that are there");
         }
-        println!("{error:#}: going on with the lists that are there");
+        fresh.push(debian);
     }
     let package = real_package(&apt, package)?;
     let _step = Step::start(format!("fetching {package} for {debian}"));
@@ -196,14 +205,18 @@ fn file_name(uris: &str) -> Option<&str> {
     (!file.contains('/')).then_some(file)
 }
 
-/// One file out of a package, without unpacking the rest.
+/// One file out of a package, without unpacking the rest: where it is found, tar and with it the unpacking ends.
 fn extract(archive: &Path, inside: &str) -> anyhow::Result<Vec<u8>> {
     ["dpkg-deb", "tar"].into_iter().try_for_each(command::require)?;
     let _step =
         Step::start(format!("unpacking {}", archive.file_name().unwrap_or_default().to_string_lossy()));
     let folder = Scratch::new("payload")?;
     let mut unpack = Command::new("sh");
-    unpack.args(["-c", r#"dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2" --wildcards "$3""#, "sh"]);
+    unpack.args([
+        "-c",
+        r#"dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2" --occurrence=1 --wildcards "$3""#,
+        "sh",
+    ]);
     command::read(unpack.arg(archive).arg(folder.path()).arg(inside))?;
     let inner = folder.path().join(Path::new(inside).parent().expect("a file lies in a folder"));
     let mut files = std::fs::read_dir(&inner)?.filter_map(|entry| Some(entry.ok()?.path()));
