@@ -5,6 +5,7 @@
 //! busy computer, that Linux gives up measuring one timer against another, now here, now there.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::bail;
 use regex::Regex;
@@ -18,6 +19,9 @@ use crate::workspace;
 /// it misses there less ill.
 pub(crate) const SYSTEMS: [(&str, Machine); 2] =
     [("images/linux-aarch64", Machine::QemuVirt), ("tests/images/linux-x86-told", Machine::QemuQ35Svm)];
+
+/// How long a comparison may take: twice what [`STEPS`] may.
+pub(crate) const LIMIT: Duration = Duration::from_secs(600);
 
 const STEPS: &str = r#"
 image = "."

@@ -17,7 +17,8 @@ pub(crate) const SYSTEMS: [(&str, Machine); 2] = [
     ("tests/images/guest-tap-basic", Machine::QemuVirt),
     ("tests/images/guest-tap-x86-modes", Machine::QemuQ35Svm),
 ];
-const LIMIT: Duration = Duration::from_secs(30);
+/// How long a refusal may take.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 /// What Bulkhead says when it boots nothing.
 const REFUSAL: &str = "nothing is booted";
 

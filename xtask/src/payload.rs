@@ -12,7 +12,7 @@ use bulkhead::config::Architecture;
 use sha2::{Digest, Sha256};
 
 use crate::apt::{self, Apt, Purpose};
-use crate::progress::Step;
+use crate::progress::{self, Step};
 use crate::workspace::Scratch;
 use crate::{command, initramfs, workspace};
 
@@ -126,7 +126,7 @@ pub(crate) fn resolve(name: &str, architecture: Architecture) -> anyhow::Result<
         let content = (payload.make)(extract(&archive, payload.inside)?)?;
         workspace::write(&file, &content)?;
         workspace::write(&made_of, source.as_bytes())?;
-        println!("{}", describe(short, &archive)?);
+        progress::say(&describe(short, &archive)?);
     }
     Ok(file)
 }
@@ -170,7 +170,7 @@ fn download(
             if apt.candidate(package)?.is_none() {
                 return Err(error);
             }
-            println!("{error:#}: going on with the lists that are there");
+            progress::say(&format!("{error:#}: going on with the lists that are there"));
         }
         fresh.push(debian);
     }

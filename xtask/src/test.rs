@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that can be tested here, each result one line, the sum at the end.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -9,7 +10,7 @@ use anyhow::{Context, bail};
 use bulkhead::config::Architecture;
 
 use crate::machine::Machine;
-use crate::progress::Step;
+use crate::progress::{self, Step};
 use crate::{build, command, compare, damage, payload, scenario, setup, workspace};
 
 /// Emulators at a time; more only wait for each other on a small machine.
@@ -26,10 +27,16 @@ pub(crate) fn run(fast: bool) -> anyhow::Result<()> {
 
 /// All tests, counted.
 pub(crate) fn all(tally: &Tally, fast: bool) {
-    host(tally);
-    if !fast {
-        booted(tally);
+    if fast {
+        return host(tally);
     }
+    let fetched = std::thread::scope(|scope| {
+        // What comes from the network comes while the host's tests keep the processors busy.
+        let fetching = scope.spawn(fetch);
+        host(tally);
+        fetching.join().unwrap_or_else(|_| bail!("fetching failed: what it said stands above"))
+    });
+    booted(tally, fetched);
 }
 
 /// How many things held and how many did not.
@@ -52,11 +59,11 @@ impl Tally {
         match outcome {
             Ok(()) => {
                 counts.0 += 1;
-                println!("ok {name} ({seconds:.1} s)");
+                progress::say(&format!("ok {name} ({seconds:.1} s)"));
             }
             Err(error) => {
                 counts.1 += 1;
-                println!("not ok {name} ({seconds:.1} s)\n{error:#}");
+                progress::say(&format!("not ok {name} ({seconds:.1} s)\n{error:#}"));
             }
         }
     }
@@ -99,7 +106,7 @@ fn host(tally: &Tally) {
     });
     // The line of the whole counts for one: a failed test, or else nothing that was not counted yet.
     if outcome.is_ok() {
-        println!("ok host tests ({:.1} s)", start.elapsed().as_secs_f32());
+        progress::say(&format!("ok host tests ({:.1} s)", start.elapsed().as_secs_f32()));
     } else {
         tally.report("host tests", start.elapsed(), outcome);
     }
@@ -137,17 +144,25 @@ const PREPARED: [(Architecture, &str, &[&str]); 2] = [
     ),
 ];
 
+/// Emulators and payloads.
+fn fetch() -> anyhow::Result<()> {
+    setup::emulators()?;
+    for (architecture, _, payloads) in PREPARED {
+        payloads.iter().try_for_each(|name| payload::resolve(name, architecture).map(drop))?;
+    }
+    Ok(())
+}
+
 /// Test guests and scenarios under the emulators.
-fn booted(tally: &Tally) {
+fn booted(tally: &Tally, fetched: anyhow::Result<()>) {
     let mut ready = false;
     tally.check("hypervisor, test guests and payloads", || {
-        setup::emulators()?;
-        for (architecture, guest, payloads) in PREPARED {
+        fetched?;
+        for (architecture, guest, _) in PREPARED {
             build::hypervisor(architecture)?;
             build::guest(guest)?;
-            payloads.iter().try_for_each(|name| payload::resolve(name, architecture).map(drop))?;
             for line in payload::describe_all(architecture)? {
-                println!("# {line}");
+                progress::say(&format!("# {line}"));
             }
         }
         ready = true;
@@ -156,47 +171,81 @@ fn booted(tally: &Tally) {
     if !ready {
         return;
     }
-    match scenario_files(&workspace::root().join("tests/scenarios")) {
-        Ok(files) => play_all(tally, files),
+    match jobs() {
+        Ok(jobs) => in_lanes(tally, jobs),
         Err(error) => tally.report("scenarios", Duration::ZERO, Err(error)),
     }
 }
 
-fn scenario_files(folder: &Path) -> anyhow::Result<VecDeque<PathBuf>> {
+/// Something to boot, which counts for one.
+struct Job {
+    name: String,
+    is_for_bochs: bool,
+    /// How long it may take at most: nobody knows better beforehand how long it will.
+    limit: Duration,
+    boot: Box<dyn FnOnce() -> anyhow::Result<()> + Send>,
+}
+
+/// All of them, in the order in which they begin.
+fn jobs() -> anyhow::Result<Vec<Job>> {
+    let mut jobs = scenarios(&workspace::root().join("tests/scenarios"))?;
+    for (image, machine) in damage::SYSTEMS {
+        jobs.extend(damage::KINDS.map(|(name, damage)| Job {
+            name: format!("{name}, {}", machine.name()),
+            is_for_bochs: machine == Machine::BochsVmx,
+            limit: damage::LIMIT,
+            boot: Box::new(move || damage::run(image, machine, damage)),
+        }));
+    }
+    jobs.extend(compare::SYSTEMS.map(|(image, machine)| Job {
+        name: format!("compare-native, {}", machine.name()),
+        is_for_bochs: machine == Machine::BochsVmx,
+        limit: compare::LIMIT,
+        boot: Box::new(move || compare::run(image, machine)),
+    }));
+    sort(&mut jobs);
+    Ok(jobs)
+}
+
+/// The slowest emulator last: whatever fails elsewhere is told early. The longest first, so that all lanes end together.
+fn sort(jobs: &mut [Job]) {
+    jobs.sort_by(|one, other| {
+        let order = |job: &Job| (job.is_for_bochs, Reverse(job.limit));
+        order(one).cmp(&order(other)).then_with(|| one.name.cmp(&other.name))
+    });
+}
+
+fn scenarios(folder: &Path) -> anyhow::Result<Vec<Job>> {
     let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
-    // The slowest emulator last: whatever fails elsewhere is told early.
-    files.sort_by_key(|path| (is_for_bochs(path), path.clone()));
-    Ok(files.into())
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let files = paths.filter(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    Ok(files.map(scenario_job).collect())
 }
 
-fn is_for_bochs(path: &Path) -> bool {
-    scenario::file::read(path).is_ok_and(|scenario| scenario.machine == Some(Machine::BochsVmx))
+fn scenario_job(file: PathBuf) -> Job {
+    // One that cannot be read says so when its turn comes.
+    let scenario = scenario::file::read(&file).ok();
+    let machine = scenario.as_ref().and_then(|scenario| scenario.machine);
+    Job {
+        name: scenario::name(&file),
+        is_for_bochs: machine == Some(Machine::BochsVmx),
+        limit: scenario.map_or(Duration::ZERO, |scenario| scenario.limit),
+        boot: Box::new(move || play(&file, &workspace::target().join("bulkhead/logs"))),
+    }
 }
 
-fn play_all(tally: &Tally, files: VecDeque<PathBuf>) {
-    let waiting = Mutex::new(files);
-    let logs = workspace::target().join("bulkhead/logs");
+fn in_lanes(tally: &Tally, jobs: Vec<Job>) {
+    let waiting = Mutex::new(VecDeque::from(jobs));
     let next = || waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front();
     std::thread::scope(|scope| {
         for _ in 0..AT_A_TIME {
             scope.spawn(|| {
-                while let Some(file) = next() {
-                    let name = scenario::name(&file);
-                    tally.check(&name, || play(&file, &logs));
+                while let Some(job) = next() {
+                    tally.check(&job.name, job.boot);
                 }
             });
         }
     });
-    for (image, machine) in damage::SYSTEMS {
-        for (name, damage) in damage::KINDS {
-            tally.check(&format!("{name}, {}", machine.name()), || damage::run(image, machine, damage));
-        }
-    }
-    for (image, machine) in compare::SYSTEMS {
-        tally.check(&format!("compare-native, {}", machine.name()), || compare::run(image, machine));
-    }
 }
 
 fn play(file: &Path, logs: &Path) -> anyhow::Result<()> {
@@ -225,6 +274,29 @@ mod tests {
         let text = "test a ... FAILED\n\nfailures:\n\n---- a stdout ----\nwhy\n\n\nfailures:\n    a\n\ntest result: FAILED.";
         let shown = host_failures(text);
         assert!(shown.contains("why") && !shown.contains("test result"), "{shown}");
+    }
+
+    #[test]
+    fn the_longest_begin_and_the_slowest_emulator_ends() {
+        let job = |name: &str, is_for_bochs, seconds| Job {
+            name: name.to_owned(),
+            is_for_bochs,
+            limit: Duration::from_secs(seconds),
+            boot: Box::new(|| Ok(())),
+        };
+        let mut jobs =
+            [job("b", false, 60), job("slow", true, 600), job("a", false, 60), job("long", false, 300)];
+        sort(&mut jobs);
+        assert_eq!(jobs.map(|job| job.name), ["long", "a", "b", "slow"]);
+    }
+
+    #[test]
+    fn every_scenario_of_ours_can_be_read() {
+        let jobs = scenarios(&workspace::root().join("tests/scenarios")).unwrap();
+        assert!(!jobs.is_empty());
+        for job in jobs {
+            assert!(job.limit > Duration::ZERO, "{}", job.name);
+        }
     }
 
     #[test]
