@@ -240,9 +240,13 @@ impl<A: Arch> Vm<A> {
         let Some((target, offset)) = found else { return Answer::Nobody };
         let Some(wired) = self.devices.get(usize::from(target.device)) else { return Answer::Nobody };
         let offset = offset.wrapping_add(target.offset.into());
-        if let Access::Read(width) = access
-            && let Some(value) = self.lock(arch, &wired.model).device.peek(offset, width)
-        {
+        let mut model = self.lock(arch, &wired.model);
+        let answer = match access {
+            Access::Read(width) => model.device.peek(offset, width),
+            Access::Write(width, value) => model.device.poke(offset, width, value).then_some(0),
+        };
+        drop(model);
+        if let Some(value) = answer {
             return Answer::Value(value);
         }
         self.access(arch, wired, vcpu, offset, access)

@@ -16,7 +16,7 @@ use self::calendar::{Moment, Style, weekday};
 use self::schedule::{Divider, next_match};
 use crate::isa::{Byte, NS_PER_S, byte, bytewise};
 use crate::pc::{CMOS_CENTURY, HOLE};
-use crate::{Access, Clock, Device, Ports};
+use crate::{Access, Clock, Device, Ports, Width};
 
 /// The port that selects a register; bit 7 masks non-maskable interrupts on a PC, of which there are none.
 const INDEX: u64 = 0;
@@ -304,6 +304,14 @@ impl Device for Cmos {
             }
             _ => 0,
         })
+    }
+
+    fn poke(&mut self, offset: u64, width: Width, value: u64) -> bool {
+        let selects = offset == INDEX && width == Width::Byte;
+        if selects {
+            self.index = byte(value, 0) & INDEX_BITS;
+        }
+        selects
     }
 
     fn irq(&self) -> bool {

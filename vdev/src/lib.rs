@@ -147,6 +147,13 @@ pub trait Device: Send {
         None
     }
 
+    /// Stores a write of this width at `offset`, if all that it changes is what is stored there and it needs nothing lent: what
+    /// selects a register, or what nobody looks at. Then the write is done (`true`); otherwise [`Device::access`] does it.
+    fn poke(&mut self, offset: u64, width: Width, value: u64) -> bool {
+        let _ = (offset, width, value);
+        false
+    }
+
     /// The level of the device's interrupt line, read back after each call.
     fn irq(&self) -> bool;
 

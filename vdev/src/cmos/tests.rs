@@ -25,7 +25,7 @@ impl Bench {
     }
 
     fn read(&mut self, register: u8) -> u8 {
-        self.access(INDEX, Access::Write(Width::Byte, register.into()));
+        assert!(self.cmos.poke(INDEX, Width::Byte, register.into()));
         self.access(DATA, Access::Read(Width::Byte))
     }
 

@@ -15,7 +15,7 @@ mod tests;
 use bitflags::bitflags;
 
 use crate::fifo::Fifo;
-use crate::isa::{Byte, bytewise};
+use crate::isa::{Byte, byte, bytewise};
 use crate::{Access, Device, Ports, Width};
 
 /// Received and transmitted data; the divisor's low byte while DLAB is set (PC16550D, table II).
@@ -502,6 +502,19 @@ impl Device for Uart16550 {
             _ => self.plain(offset),
         };
         Some(u64::from(value))
+    }
+
+    #[inline]
+    fn poke(&mut self, offset: u64, width: Width, value: u64) -> bool {
+        if width != Width::Byte {
+            return false;
+        }
+        match offset {
+            SCRATCH => self.scratch = byte(value, 0),
+            LINE_CONTROL => self.line_control = byte(value, 0),
+            _ => return false,
+        }
+        true
     }
 
     #[inline]

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::pl011::testing::Lent;
+use alloc::format;
 use alloc::vec::Vec;
 use proptest::prelude::*;
 
@@ -42,9 +43,16 @@ impl Bench {
         u8::try_from(value).unwrap()
     }
 
+    /// As the core does it: a write that only stores is a poke.
     fn write(&mut self, offset: u64, value: u8) {
         let access = Access::Write(Width::Byte, value.into());
+        let mut copy = self.uart.clone();
         self.lent.with(|ports| self.uart.access(offset, access, ports));
+        let (line, alarm) = (copy.irq(), copy.alarm());
+        if copy.poke(offset, Width::Byte, value.into()) {
+            assert_eq!((copy.irq(), copy.alarm()), (line, alarm));
+            assert_eq!(format!("{copy:?}"), format!("{:?}", self.uart));
+        }
     }
 
     fn notify(&mut self) {
