@@ -124,9 +124,12 @@ impl VcpuSet {
     pub fn iter(self) -> impl Iterator<Item = usize> {
         let mut left = self.0;
         core::iter::from_fn(move || {
-            let next = left.trailing_zeros();
-            left &= left.wrapping_sub(1);
-            (next < 32).then_some(next as usize)
+            if left == 0 {
+                return None;
+            }
+            let next = left.trailing_zeros() as usize;
+            left &= left - 1;
+            Some(next)
         })
     }
 }
