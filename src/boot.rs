@@ -10,8 +10,9 @@ use crate::memory::place::{DoesNotFit, Pieces, lay, place};
 use crate::memory::table::{MapError, Perm, Stage2};
 use crate::memory::{Claim, HostMemory};
 use crate::sched::MAX_SHARED;
+use crate::turn::Turn;
 use crate::vcpu::Cpu;
-use crate::vm::{Parts, Vm, files};
+use crate::vm::{Home, Parts, Vm, files};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -116,6 +117,8 @@ pub struct Hypervisor<A: Arch> {
     pub vms: Vec<Box<Vm<A>>>,
     /// The consoles.
     pub console: &'static Console,
+    /// Whose turn it is on each CPU.
+    turns: &'static [Turn],
     /// CPUs that have allocated what they need.
     ready: AtomicU32,
     cpus: u32,
@@ -139,18 +142,20 @@ impl<A: Arch> Hypervisor<A> {
         let wanted: Vec<u64> = system.vms.iter().map(|vm| vm.ram_bytes).collect();
         let placed =
             place(&wanted, boot.memory.banks(), boot.memory.taken()).map_err(BootError::DoesNotFit)?;
+        let turns: &'static [Turn] = Box::leak((0..boot.cpus).map(|_| Turn::new()).collect());
         let mut vms = Vec::new();
         let mut deal = 0;
         for (index, (config, ranges)) in system.vms.into_iter().zip(placed).enumerate() {
             let cpus = deal_cpus(index, &config, boot.cpus, &mut deal)?;
+            let homes = cpus.into_iter().map(|cpu| Home { cpu, turn: &turns[cpu.0 as usize] }).collect();
             let files = files(&config, |id| archive.file(id))
                 .ok_or_else(|| BootError::payload(index, "its files are not in the archive"))?;
-            let parts = Self::parts(arch, &mut boot, index, config, files, ranges, cpus)?;
+            let parts = Self::parts(arch, &mut boot, index, config, files, ranges, homes)?;
             vms.push(Self::vm(arch, Parts { verifying, ..parts })?);
         }
         let Boot { console, cpus, sealed, .. } = boot;
         check_shares(&vms, cpus)?;
-        Ok(Self { vms, console, ready: AtomicU32::new(0), cpus, sealed })
+        Ok(Self { vms, console, turns, ready: AtomicU32::new(0), cpus, sealed })
     }
 
     /// What one VM is made of: RAM that is its own from now on, the space it is mapped in, and its board.
@@ -162,7 +167,7 @@ impl<A: Arch> Hypervisor<A> {
         config: config::Vm,
         files: Files,
         ranges: Pieces,
-        cpus: Vec<CpuId>,
+        homes: Vec<Home>,
     ) -> Result<Parts<A>, BootError> {
         let mut claims = |layout: &[RamRange]| {
             let claim = |(at, range)| boot.memory.claim(range).map(|claim| (at, claim));
@@ -188,7 +193,7 @@ impl<A: Arch> Hypervisor<A> {
             space,
             ram,
             board,
-            cpus,
+            homes,
             console: boot.console,
             epoch_ns: boot.epoch_ns,
             entered: boot.entered,
@@ -214,6 +219,15 @@ impl<A: Arch> Hypervisor<A> {
             space.map(frames, at, claim, Perm::RAM)?;
         }
         Ok(space)
+    }
+
+    /// Whose turn it is on CPU `id`.
+    ///
+    /// # Panics
+    /// If there is no such CPU.
+    #[must_use]
+    pub fn turn(&self, id: CpuId) -> &'static Turn {
+        &self.turns[id.0 as usize]
     }
 
     /// What CPU `id` does for as long as the machine is on.

@@ -5,7 +5,7 @@
 //! * [`config`]: the system as its integrator described it; pure, shared with xtask.
 //! * [`memory`]: who owns which host memory, second-stage tables, guest RAM.
 //! * [`vm`], [`vcpu`]: a compartment, its life, and the loop that each physical CPU runs.
-//! * [`sched`]: which vCPU runs next; pure.
+//! * [`sched`]: which vCPU runs next; pure. [`turn`]: who may interrupt whom.
 //! * [`console`]: every VM's console on one physical UART.
 //! * [`arch`]: the seam that a CPU back end implements. The back ends are programs that link this library, so
 //!   nothing in here can name a CPU.
@@ -20,6 +20,7 @@ pub mod console;
 pub mod hypercall;
 pub mod memory;
 pub mod sched;
+pub mod turn;
 pub mod vcpu;
 pub mod vm;
 

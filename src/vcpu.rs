@@ -6,8 +6,9 @@
 use crate::arch::{Arch, CpuId, Entry, Exit, Fault, Stop, Ticks, VcpuId};
 use crate::boot::Hypervisor;
 use crate::hypercall;
+use crate::sched::MAX_SHARED;
 use crate::sched::round_robin::RoundRobin;
-use crate::sched::{Decision, MAX_SHARED};
+use crate::turn::{Calls, Missed, Turn};
 use crate::vm::{Answer, Phase, Vm};
 use alloc::vec::Vec;
 use bulkhead_vdev::VcpuSet;
@@ -18,6 +19,8 @@ use core::fmt;
 const TURNS_PER_SECOND: u64 = 200;
 /// How often a CPU looks whether its vCPU is stuck, while nothing else calls it, per second.
 const CHECKS_PER_SECOND: u64 = 2;
+/// How often alarms of a VM's devices interrupt another VM's turn at most, per second.
+const RINGS_PER_SECOND: u64 = 2000;
 
 /// One vCPU and its registers, on its physical CPU.
 struct Runner<A: Arch> {
@@ -43,6 +46,13 @@ pub struct Cpu<A: Arch> {
     runners: Vec<Runner<A>>,
     loaded: Option<usize>,
     policy: RoundRobin,
+    turn: &'static Turn,
+    /// Several VMs share this CPU.
+    is_shared: bool,
+    /// When the last turn that was given ends.
+    turn_ends: Ticks,
+    /// The CPU was called in this turn: no other VM may do so again.
+    called: bool,
     /// The VM for which this CPU works now: to be blamed if it panics.
     serving: Cell<Option<usize>>,
 }
@@ -60,6 +70,7 @@ impl<A: Arch> Cpu<A> {
             })
         };
         let shared = mine().count() > 1;
+        let is_shared = mine().any(|(vm, _)| mine().any(|(other, _)| other.index != vm.index));
         let runners = mine()
             .take(MAX_SHARED)
             .map(|(vm, vcpu)| Runner {
@@ -73,7 +84,19 @@ impl<A: Arch> Cpu<A> {
             })
             .collect();
         let policy = RoundRobin::new(arch.ticks_per_second() / TURNS_PER_SECOND);
-        Self { arch, id, hypervisor, runners, loaded: None, policy, serving: Cell::new(None) }
+        Self {
+            arch,
+            id,
+            hypervisor,
+            runners,
+            loaded: None,
+            policy,
+            turn: hypervisor.turn(id),
+            is_shared,
+            turn_ends: Ticks(0),
+            called: false,
+            serving: Cell::new(None),
+        }
     }
 
     /// The physical CPU.
@@ -130,25 +153,33 @@ impl<A: Arch> Cpu<A> {
     /// One decision and what comes of it.
     pub fn step(&mut self) {
         self.serving.set(None);
+        // What others change from here on is seen, or missed by `give` and `rest`.
+        let was_called = self.turn.decide();
+        self.called |= was_called && self.is_shared;
         self.serve_console();
         let began = self.arch.now();
         let busy = self.serve_lives();
         self.check_progress(began);
         self.unload_waiting();
-        let (ready, mut until) = self.readiness();
+        let (ready, until) = self.readiness();
         let now = self.arch.now();
         self.serving.set(None);
-        let decision = self.policy.next(now, ready);
-        until = earliest(until, decision.until);
-        let Decision { run: Some(next), .. } = decision else {
+        let Some(decision) = self.policy.next(now, ready) else {
             self.unload();
             self.serving.set(None);
-            if !busy {
-                self.arch.wake_at(until);
+            if !busy && self.turn.rest() == Missed::Nothing {
+                self.arch.wake_at(earliest(until, self.next_alarm(None)));
                 self.arch.idle();
             }
             return;
         };
+        let next = decision.run;
+        if self.give_turn(next, decision.ends) == Missed::Something && !busy {
+            return;
+        }
+        let turn_ends = if self.called { Some(decision.ends) } else { decision.until };
+        let until = earliest(until, turn_ends);
+        let until = earliest(until, self.next_alarm(Some((next, now))));
         // Who shares the CPU with a VM that is being loaded gets as much time as the loading takes.
         let call = if busy {
             now.0.saturating_add(now.0.saturating_sub(began.0))
@@ -158,6 +189,22 @@ impl<A: Arch> Cpu<A> {
         self.arch.wake_at(earliest(until, Some(Ticks(call))));
         self.load(next);
         self.serve_exits(next);
+    }
+
+    /// Others hear whose turn it is. Returns whether the decision has to be made again, because of a call that came too late
+    /// for it: like any other call, another VM gets that once in a turn.
+    fn give_turn(&mut self, next: usize, ends: Ticks) -> Missed {
+        if self.turn_ends != ends {
+            self.turn_ends = ends;
+            self.called = false;
+        }
+        let calls = if self.called { Calls::Deferred } else { Calls::Open };
+        let missed = self.turn.give(self.runners[next].vm.whose, calls);
+        if self.called {
+            return Missed::Nothing;
+        }
+        self.called = missed == Missed::Something && self.is_shared;
+        missed
     }
 
     /// The UART interrupts the CPU that came up first.
@@ -229,7 +276,7 @@ impl<A: Arch> Cpu<A> {
             }
             self.serve(runner.vm);
             if runner.vm.keeper() == Some(self.id) && runner.id == VcpuId(0) {
-                until = earliest(until, runner.vm.ring_alarms(&self.arch).map(Ticks));
+                runner.vm.ring_alarms(&self.arch);
             }
             if !runner.started {
                 continue;
@@ -245,6 +292,22 @@ impl<A: Arch> Cpu<A> {
             ready |= 1 << index;
         }
         (ready, until)
+    }
+
+    /// When the next device of a VM wants to be called that this CPU keeps. While another VM runs, which is `next` from `now`
+    /// on, it may have to wait a little.
+    fn next_alarm(&self, next: Option<(usize, Ticks)>) -> Option<Ticks> {
+        let gap = self.arch.ticks_per_second() / RINGS_PER_SECOND;
+        let mut first = None;
+        for runner in self.runners.iter().filter(|runner| runner.id == VcpuId(0)) {
+            if runner.vm.phase() != Phase::Running {
+                continue;
+            }
+            let other = next.filter(|(run, _)| self.runners[*run].vm.index != runner.vm.index);
+            let soonest = other.map_or(Ticks(0), |(_, now)| Ticks(now.0.saturating_add(gap)));
+            first = earliest(first, runner.vm.next_alarm(&self.arch).map(|at| at.max(soonest)));
+        }
+        first
     }
 
     /// A guest that faults on its own fault handler would loop for ever unseen: twice found so, it is ended. Whoever ran

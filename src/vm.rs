@@ -14,6 +14,7 @@ use crate::config::{self, Unmapped};
 use crate::console::Console;
 use crate::memory::guest_ram::GuestRam;
 use crate::memory::table::Stage2;
+use crate::turn::{Turn, Whose};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use bulkhead_vdev::bus::Bus;
@@ -39,8 +40,8 @@ pub struct Parts<A: Arch> {
     pub ram: GuestRam,
     /// Its machine.
     pub board: Board,
-    /// The physical CPU of each vCPU.
-    pub cpus: Vec<CpuId>,
+    /// Where each vCPU runs.
+    pub homes: Vec<Home>,
     /// The machine's consoles.
     pub console: &'static Console,
     /// Nanoseconds between 1970 and the moment when the counter was 0.
@@ -51,6 +52,15 @@ pub struct Parts<A: Arch> {
     pub verifying: u64,
 }
 
+/// The physical CPU of a vCPU.
+#[derive(Clone, Copy)]
+pub struct Home {
+    /// Which.
+    pub cpu: CpuId,
+    /// Whose turn it is there.
+    pub turn: &'static Turn,
+}
+
 /// A virtual machine.
 pub struct Vm<A: Arch> {
     /// Its number: also its console's, and the tag of its cached translations.
@@ -59,6 +69,8 @@ pub struct Vm<A: Arch> {
     pub config: config::Vm,
     /// What it reaches.
     pub space: Stage2<A::Format>,
+    /// What turns know it by.
+    pub(crate) whose: Whose,
     irqs: Mutex<A::Irqs>,
     ram: GuestRam,
     memory_bus: Bus<Target>,
@@ -99,7 +111,7 @@ struct Model {
 
 /// What other CPUs may know of one vCPU.
 struct Slot {
-    cpu: CpuId,
+    home: Home,
     on: AtomicBool,
     idle: AtomicBool,
     entry: Mutex<Option<Entry>>,
@@ -153,14 +165,15 @@ impl<A: Arch> Vm<A> {
                 .pieces(segment.to, segment.bytes.len(), |_, _, _| ())
                 .map_err(|_| "its payload does not fit into its RAM: give it more, or a smaller payload")?;
         }
-        let slots = parts.cpus.into_iter().map(|cpu| Slot {
-            cpu,
+        let slots = parts.homes.into_iter().map(|home| Slot {
+            home,
             on: AtomicBool::new(false),
             idle: AtomicBool::new(false),
             entry: Mutex::new(None),
         });
         Ok(Self {
             index: parts.index,
+            whose: Whose::vm(parts.index),
             irqs: Mutex::new(arch.irqs(&parts.config)),
             config: parts.config,
             space: parts.space,
@@ -183,7 +196,7 @@ impl<A: Arch> Vm<A> {
 
     /// The physical CPU of each vCPU, in order.
     pub fn cpus(&self) -> impl Iterator<Item = CpuId> {
-        self.slots.iter().map(|slot| slot.cpu)
+        self.slots.iter().map(|slot| slot.home.cpu)
     }
 
     /// How many vCPUs it has.
@@ -195,7 +208,7 @@ impl<A: Arch> Vm<A> {
     /// The physical CPU that loads the VM and keeps its devices' time.
     #[must_use]
     pub fn keeper(&self) -> Option<CpuId> {
-        self.slots.first().map(|slot| slot.cpu)
+        self.slots.first().map(|slot| slot.home.cpu)
     }
 
     /// Its RAM.
@@ -303,16 +316,20 @@ impl<A: Arch> Vm<A> {
         }
     }
 
-    /// Calls the devices whose time has come; returns when the next one's comes, in counter time.
-    pub fn ring_alarms(&self, arch: &A) -> Option<u64> {
+    /// Calls the devices whose time has come.
+    pub fn ring_alarms(&self, arch: &A) {
         let now = HostClock { arch, epoch_ns: self.epoch_ns }.now_ns();
         for wired in &self.devices {
             if wired.alarm_ns.load(Ordering::Relaxed) <= now {
                 self.with_device(arch, wired, None, |device, ports| device.notify(ports));
             }
         }
+    }
+
+    /// When the next device's time comes.
+    pub fn next_alarm(&self, arch: &A) -> Option<Ticks> {
         let next = self.devices.iter().map(|wired| wired.alarm_ns.load(Ordering::Relaxed)).min()?;
-        (next != NEVER).then(|| scale(next, arch.ticks_per_second(), NANOSECONDS))
+        (next != NEVER).then(|| Ticks(scale(next, arch.ticks_per_second(), NANOSECONDS)))
     }
 
     /// Lends the device what it needs for one call, then carries its wire and its alarm on.
@@ -343,9 +360,9 @@ impl<A: Arch> Vm<A> {
             wired.alarm_ns.store(alarm, Ordering::Relaxed);
             // For a later one nobody is called: the keeper comes at the earlier time, and looks again.
             if alarm < before
-                && let Some(keeper) = self.keeper()
+                && let Some(keeper) = self.slots.first()
             {
-                arch.kick(keeper);
+                self.call(arch, keeper);
             }
         }
         result
@@ -366,11 +383,19 @@ impl<A: Arch> Vm<A> {
         self.attention.fetch_or(set.0, Ordering::SeqCst);
         for vcpu in set.iter() {
             let Some(slot) = self.slots.get(vcpu) else { return };
-            if slot.idle.swap(false, Ordering::SeqCst) {
-                arch.kick(slot.cpu);
-            } else if from != Some(VcpuId(vcpu)) {
-                arch.nudge(slot.cpu);
+            if slot.idle.load(Ordering::SeqCst) && slot.idle.swap(false, Ordering::SeqCst) {
+                self.call(arch, slot);
+            } else if from != Some(VcpuId(vcpu)) && slot.home.turn.is_of(self.whose) {
+                arch.nudge(slot.home.cpu);
             }
+        }
+    }
+
+    /// Makes the CPU of a vCPU look at what was changed for it: at once, unless that is another VM's turn.
+    #[cold]
+    fn call(&self, arch: &A, slot: &Slot) {
+        if slot.home.turn.call(self.whose) {
+            arch.kick(slot.home.cpu);
         }
     }
 
@@ -428,7 +453,7 @@ impl<A: Arch> Vm<A> {
         *waiting = Some(entry);
         slot.idle.store(false, Ordering::SeqCst);
         drop(waiting);
-        arch.kick(slot.cpu);
+        self.call(arch, slot);
         Ok(())
     }
 
@@ -445,7 +470,7 @@ impl<A: Arch> Vm<A> {
     }
 
     /// Switches vCPUs off, wherever they are; each leaves its CPU before it can be switched on again. One that is off already
-    /// has been told: its CPU, which may be other VMs' too, is left alone.
+    /// has been told.
     pub fn switch_off(&self, arch: &A, set: VcpuSet) {
         for vcpu in set.iter() {
             let Some(slot) = self.slots.get(vcpu) else { return };
@@ -454,7 +479,7 @@ impl<A: Arch> Vm<A> {
             let was_on = slot.on.swap(false, Ordering::SeqCst);
             drop(waiting);
             if was_on {
-                arch.kick(slot.cpu);
+                self.call(arch, slot);
             }
         }
     }

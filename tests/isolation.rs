@@ -62,7 +62,7 @@ fn a_neighbour_keeps_its_ram_through_a_reset() {
 fn a_vm_that_calls_without_end_does_not_stop_its_neighbour() {
     let floods = Box::new(|_: &mut fake::guests::Turn<'_>| Exit::Hypercall(0, [0; 4]).into());
     let rig = Plan::new(2).vm("floods", &[0], vec![floods]).vm("works", &[1], vec![works()]).boot();
-    rig.until(|rig| rig.boots(0, 0) == 1 && rig.boots(1, 0) == 1);
+    rig.until(|rig| rig.phases() == [Phase::Running; 2]);
     // Nothing but another CPU's kick brings it back, as time stands still while it calls.
     let kick = rig.machine();
     kick.intrude(bulkhead::arch::CpuId(0), 500, move || {

@@ -204,48 +204,6 @@ fn no_wake_up_is_lost_at_any_moment_of_falling_asleep() {
     }
 }
 
-/// Where two threads meet, without sleeping.
-#[derive(Default)]
-struct Meeting(AtomicUsize);
-
-impl Meeting {
-    /// The `count`th time, from 1.
-    fn meet(&self, count: usize) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-        while self.0.load(Ordering::SeqCst) < 2 * count {
-            std::hint::spin_loop();
-            std::thread::yield_now();
-        }
-    }
-}
-
-#[test]
-fn waiting_and_waking_on_two_cpus_at_once_never_sleeps_through() {
-    const ROUNDS: usize = 5_000;
-    let rig = spread(vec![waits()]);
-    let (vm, machine, arch) = (rig.vm(0), rig.machine(), rig.arch(0));
-    let [before, after] = [Meeting::default(), Meeting::default()];
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for round in 1..=ROUNDS {
-                before.meet(round);
-                vm.wake(&arch, VcpuSet::only(0), None);
-                after.meet(round);
-            }
-        });
-        for round in 1..=ROUNDS {
-            machine.with(|state| state.cpu(CpuId(0)).kicked = false);
-            vm.take_attention(VcpuId(0));
-            before.meet(round);
-            let waits = vm.go_idle(VcpuId(0));
-            after.meet(round);
-            let kicked = machine.with(|state| state.cpu(CpuId(0)).kicked);
-            assert!(!vm.is_idle(VcpuId(0)), "round {round}: it sleeps on");
-            assert!(kicked || !waits, "round {round}: nobody tells its CPU");
-        }
-    });
-}
-
 #[test]
 fn a_device_alarm_wakes_a_vcpu_that_waits() {
     let told: &'static AtomicUsize = Box::leak(Box::default());
@@ -272,11 +230,13 @@ fn a_device_alarm_that_another_cpu_sets_is_rung_by_the_one_that_keeps_time() {
 fn only_an_alarm_earlier_than_the_last_calls_the_cpu_that_keeps_time() {
     let rig = spread(vec![waits()]);
     let (vm, machine, arch) = (rig.vm(0), rig.machine(), rig.arch(0));
+    rig.settle();
     for (at_ns, calls) in [(5_000_000, true), (6_000_000, false), (6_000_000, false), (4_000_000, true)] {
         machine.with(|state| state.cpu(CpuId(0)).kicked = false);
         let alarm = Place::Memory(Gpa(LATCH.0 + 8));
         vm.io(&arch, VcpuId(0), alarm, Access::Write(Width::Double, at_ns));
         assert_eq!(machine.with(|state| state.cpu(CpuId(0)).kicked), calls, "at {at_ns} ns");
+        rig.settle();
     }
 }
 

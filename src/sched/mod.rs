@@ -7,8 +7,10 @@ use crate::arch::Ticks;
 /// What a policy decided.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Decision {
-    /// Which of the CPU's vCPUs runs, by its place in the CPU's list; `None` if none is ready.
-    pub run: Option<usize>,
+    /// Which of the CPU's vCPUs runs, by its place in the CPU's list.
+    pub run: usize,
+    /// When its turn ends.
+    pub ends: Ticks,
     /// When to decide again, if nothing else happens first.
     pub until: Option<Ticks>,
 }

@@ -19,9 +19,9 @@ impl RoundRobin {
     }
 
     /// Decides at `now`; bit `n` of `ready` says that vCPU `n` of the list can run.
-    pub fn next(&mut self, now: Ticks, ready: u64) -> Decision {
+    pub fn next(&mut self, now: Ticks, ready: u64) -> Option<Decision> {
         if ready == 0 {
-            return Decision { run: None, until: None };
+            return None;
         }
         let waits = ready >> self.turn & 1 == 0;
         if waits || now >= self.ends {
@@ -31,7 +31,7 @@ impl RoundRobin {
             self.ends = Ticks(now.0.saturating_add(self.slice));
         }
         let alone = ready.is_power_of_two();
-        Decision { run: Some(self.turn), until: (!alone).then_some(self.ends) }
+        Some(Decision { run: self.turn, ends: self.ends, until: (!alone).then_some(self.ends) })
     }
 }
 
@@ -42,27 +42,29 @@ mod tests {
 
     #[test]
     fn nobody_ready_means_nobody_runs() {
-        assert_eq!(RoundRobin::new(10).next(Ticks(5), 0), Decision { run: None, until: None });
+        assert_eq!(RoundRobin::new(10).next(Ticks(5), 0), None);
     }
 
     #[test]
     fn one_alone_runs_without_a_deadline() {
-        assert_eq!(RoundRobin::new(10).next(Ticks(5), 4), Decision { run: Some(2), until: None });
+        let decision = RoundRobin::new(10).next(Ticks(5), 4);
+        assert_eq!(decision, Some(Decision { run: 2, ends: Ticks(15), until: None }));
     }
 
     #[test]
     fn a_turn_lasts_a_slice() {
         let mut policy = RoundRobin::new(10);
-        assert_eq!(policy.next(Ticks(0), 0b11).run, Some(1));
-        assert_eq!(policy.next(Ticks(9), 0b11), Decision { run: Some(1), until: Some(Ticks(10)) });
-        assert_eq!(policy.next(Ticks(10), 0b11), Decision { run: Some(0), until: Some(Ticks(20)) });
+        let turn = |run, ends| Some(Decision { run, ends: Ticks(ends), until: Some(Ticks(ends)) });
+        assert_eq!(policy.next(Ticks(0), 0b11), turn(1, 10));
+        assert_eq!(policy.next(Ticks(9), 0b11), turn(1, 10));
+        assert_eq!(policy.next(Ticks(10), 0b11), turn(0, 20));
     }
 
     #[test]
     fn who_waits_gives_its_turn_away() {
         let mut policy = RoundRobin::new(10);
-        assert_eq!(policy.next(Ticks(0), 0b110).run, Some(1));
-        assert_eq!(policy.next(Ticks(1), 0b100).run, Some(2));
+        assert_eq!(policy.next(Ticks(0), 0b110).map(|decision| decision.run), Some(1));
+        assert_eq!(policy.next(Ticks(1), 0b100).map(|decision| decision.run), Some(2));
     }
 
     proptest! {
@@ -71,8 +73,7 @@ mod tests {
             let mut policy = RoundRobin::new(7);
             let mut seen = 0;
             for turn in 0..64 {
-                let decision = policy.next(Ticks(start + turn * 7), ready);
-                let run = decision.run.unwrap();
+                let run = policy.next(Ticks(start + turn * 7), ready).unwrap().run;
                 prop_assert!(ready >> run & 1 == 1);
                 seen |= 1 << run;
             }

@@ -77,7 +77,7 @@ impl<A: Arch> Vm<A> {
         if first {
             self.life.again.store(again, Ordering::SeqCst);
             self.life.stops.fetch_add(1, Ordering::SeqCst);
-            self.kick_all(arch);
+            self.call_all(arch);
         }
         first
     }
@@ -85,7 +85,7 @@ impl<A: Arch> Vm<A> {
     /// Ends the VM on the spot, whatever its life was at: nothing of it can be relied on any more.
     pub fn condemn(&self, arch: &A) {
         self.life.phase.store(Phase::Ended as u8, Ordering::SeqCst);
-        self.kick_all(arch);
+        self.call_all(arch);
     }
 
     /// How often the VM was stopped: a vCPU parks once for each.
@@ -107,7 +107,7 @@ impl<A: Arch> Vm<A> {
         *self.lock(arch, &self.life.loaded) = Progress::default();
         self.began.store(arch.now().0, Ordering::Relaxed);
         self.enter(Phase::Stopping, Phase::Loading);
-        self.kick_all(arch);
+        self.call_all(arch);
         false
     }
 
@@ -172,9 +172,9 @@ impl<A: Arch> Vm<A> {
         self.life.phase.compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
-    fn kick_all(&self, arch: &A) {
+    fn call_all(&self, arch: &A) {
         for slot in &self.slots {
-            arch.kick(slot.cpu);
+            self.call(arch, slot);
         }
     }
 }

@@ -101,6 +101,11 @@ pub(crate) fn device_alarm(at_ns: u64) -> Act {
     Exit::Io(Place::Memory(Gpa(LATCH.0 + 8)), Access::Write(Width::Double, at_ns)).into()
 }
 
+/// Lets the test device ring again and again.
+pub(crate) fn device_rings(period_ns: u64) -> Act {
+    Exit::Io(Place::Memory(Gpa(LATCH.0 + 16)), Access::Write(Width::Double, period_ns)).into()
+}
+
 pub(crate) fn prints(text: &str) -> Vec<Act> {
     text.bytes().map(|byte| write(virt::UART, byte.into())).collect()
 }

@@ -96,12 +96,13 @@ impl IrqLines for Lines {
 }
 
 /// A device whose registers are its wire (offset 0), its wish (offset 4: 1 off, 2 reset), its alarm in nanoseconds
-/// (offset 8), and a panic (offset 12).
+/// (offset 8), a panic (offset 12), and the nanoseconds between alarms without end (offset 16).
 #[derive(Default)]
 struct Latch {
     level: u64,
     alarm: Option<u64>,
     breaks: bool,
+    period_ns: u64,
 }
 
 impl Device for Latch {
@@ -114,6 +115,9 @@ impl Device for Latch {
             (8, Access::Write(_, value)) => self.alarm = Some(value),
             (12, Access::Write(_, 1)) => panic!("{BREAKS}"),
             (12, Access::Write(..)) => (self.breaks, self.alarm) = (true, Some(ports.clock.now_ns() + 1_000)),
+            (16, Access::Write(_, value)) => {
+                (self.period_ns, self.alarm) = (value, Some(ports.clock.now_ns() + value));
+            }
             _ => {}
         }
         self.level
@@ -126,7 +130,7 @@ impl Device for Latch {
     fn notify(&mut self, ports: &mut Ports<'_>) {
         if self.alarm.is_some_and(|alarm| alarm <= ports.clock.now_ns()) {
             assert!(!self.breaks, "{BREAKS}");
-            self.alarm = None;
+            self.alarm = (self.period_ns > 0).then(|| ports.clock.now_ns() + self.period_ns);
             self.level = 1;
         }
     }
