@@ -246,7 +246,8 @@ pub unsafe trait Arch: Sized + 'static {
     /// Takes the registers of the loaded `vcpu` out of the CPU.
     fn unload(&self, vcpu: &mut Self::Vcpu, vm: &Vm<Self>);
 
-    /// Forgets the loaded `vcpu` for good, with all that the CPU holds of it, and asks nothing of its VM, which has ended.
+    /// Forgets the loaded `vcpu` for good, with all that the CPU holds of it, and asks nothing of its VM, which has ended. It may
+    /// be loaded by half, or not any more: that failed on the way.
     fn abandon(&self, vcpu: &mut Self::Vcpu);
 
     /// Runs the loaded `vcpu` until something is not the back end's own.

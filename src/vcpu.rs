@@ -344,9 +344,10 @@ impl<A: Arch> Cpu<A> {
         }
         self.unload();
         self.serve(self.runners[next].vm);
+        // From here on it is abandoned after a panic: the CPU may hold half of it.
+        self.loaded = Some(next);
         let runner = &mut self.runners[next];
         self.arch.load(&mut runner.registers, runner.vm);
-        self.loaded = Some(next);
     }
 
     fn unload(&mut self) {

@@ -5,8 +5,8 @@ mod fake;
 use bulkhead::arch::{CpuId, Exit};
 use bulkhead::config::Privilege;
 use bulkhead::vm::Phase;
-use fake::guests::{Act, breaks, breaks_later, does, faults, prints, starts, waits, wire, works};
-use fake::rig::{Plan, logged_with};
+use fake::guests::{Act, Guest, breaks, breaks_later, does, faults, prints, starts, waits, wire, works};
+use fake::rig::{Plan, logged_with, milliseconds};
 
 fn panics(how: u64) -> Act {
     Exit::Hypercall(0xdead, [how, 0, 0, 0]).into()
@@ -101,6 +101,25 @@ fn a_panic_at_any_moment_of_another_cpu_of_the_vm_leaves_the_neighbour_alone() {
         rig.pass(1_000_000);
         assert_eq!(rig.phases()[1], Phase::Running);
         assert!(rig.worked(1, 0) > 0);
+    }
+}
+
+#[test]
+fn a_vcpu_that_is_loaded_by_half_when_its_vm_ends_leaves_nothing_on_its_cpu() {
+    let busy = || -> Guest { Box::new(|_| Act::Work(milliseconds(1))) };
+    for calls in 0..25 {
+        let rig = Plan::new(2).vm("broken", &[0], vec![busy()]).vm("whole", &[0], vec![busy()]).boot();
+        let (vm, arch) = (rig.vm(0), rig.arch(1));
+        rig.until(|rig| rig.worked(0, 0) > 0 && rig.worked(1, 0) > 0);
+        rig.machine().intrude(CpuId(0), calls, move || {
+            // As another CPU does that panics with the lock held.
+            std::mem::forget(vm.irqs(&arch));
+            vm.condemn(&arch);
+        });
+        let before = rig.worked(1, 0);
+        // The fake would find two vCPUs loaded at once.
+        rig.pass(milliseconds(20));
+        assert!(rig.worked(1, 0) > before);
     }
 }
 

@@ -345,6 +345,8 @@ unsafe impl Arch for Fake {
         let before = self.machine.with(|state| state.cpu(self.cpu).loaded.replace(vcpu.who()));
         assert_eq!(before, None, "two vCPUs loaded at once");
         assert!(!std::mem::replace(&mut vcpu.loaded, true));
+        // As on machines whose CPUs hold interrupts of the guest's: here another CPU may have the lock for ever.
+        drop(vm.irqs(self));
     }
 
     fn unload(&self, vcpu: &mut FakeVcpu, vm: &Vm<Self>) {
@@ -362,10 +364,10 @@ unsafe impl Arch for Fake {
     }
 
     fn run(&self, vcpu: &mut FakeVcpu, vm: &Vm<Self>) -> Exit {
+        assert!(!matches!(vm.phase(), Phase::Loading | Phase::Ended), "a VM ran that is {:?}", vm.phase());
         self.machine.called(self.cpu);
         assert!(vcpu.loaded, "a vCPU ran that is not loaded");
         assert_eq!(vcpu.owes, Owes::Nothing, "a vCPU of VM {} ran on", vcpu.vm);
-        assert!(!matches!(vm.phase(), Phase::Loading | Phase::Ended), "a VM ran that is {:?}", vm.phase());
         let entry = vcpu.entry.expect("a vCPU runs after it was reset");
         loop {
             if self.is_interrupted() {
