@@ -1,6 +1,7 @@
 //! Every VM's console, and the hypervisor's log, on one physical UART.
 //!
-//! Each source has a ring of its own, so a VM that floods its console waits for itself alone. On the wire every line
+//! Each source has a ring of its own, so a VM that floods its console waits for itself alone; sources take turns, after each
+//! line, and in the middle of a line that does not end. On the wire every line
 //! starts with a frame that names its source: 0x1e, an optional CR LF (where a line of another source was cut), `[name] `,
 //! 0x1f. A person at a plain terminal reads tagged lines, because terminals ignore both control characters; a program takes
 //! the frames out again. A guest's own 0x1e travels as the frame `.`, so no guest can speak for another.
@@ -27,6 +28,8 @@ const OUTPUT: usize = 2048;
 const INPUT: usize = 256;
 /// Bytes that one call moves to the wire at most, so that the lock is never held for long.
 const BURST: usize = 4096;
+/// Bytes that a source says in a row at most, while others wait.
+const SPEECH: usize = 256;
 /// Looks at the lock that are surely more than a burst takes.
 const PATIENCE: usize = 1 << 20;
 
@@ -182,6 +185,8 @@ struct Mux {
     vms: Vec<Source>,
     speaker: Speaker,
     line_start: bool,
+    /// Bytes of the speaker's since its frame, or since it was last seen to be the only one.
+    said: usize,
     /// The rest of a frame that is on its way.
     frame: Deque<u8, 80>,
     focus: usize,
@@ -196,6 +201,7 @@ impl Mux {
             vms: Vec::new(),
             speaker: Speaker::Nobody,
             line_start: true,
+            said: 0,
             frame: Deque::new(),
             focus: 0,
             escaped: false,
@@ -209,10 +215,12 @@ impl Mux {
         if is_next
             && !self.line_start
             && byte >= b' '
+            && self.said < SPEECH
             && let Some(uart) = &mut self.uart
             && uart.has_room()
         {
             uart.put(byte);
+            self.said += 1;
             return true;
         }
         if source.output.push_back(byte).is_err() {
@@ -253,28 +261,38 @@ impl Mux {
         if byte == FRAME {
             self.queue(&[b'.', FRAME_END]);
         }
+        // Whoever goes on after so much was alone, and may say as much again.
+        self.said = self.said % SPEECH + 1;
         self.line_start = byte == b'\n';
         Some(byte)
     }
 
-    /// Who has something to say: whoever is in the middle of a line, else the next in turn.
+    /// Who has something to say: whoever is in the middle of a line that is not too long, else the next in turn.
     fn next_speaker(&self) -> Option<Speaker> {
-        let count = self.vms.len();
-        let (current, first) = match self.speaker {
-            Speaker::Vm(vm) => (self.vms.get(vm), vm + 1),
-            Speaker::Log => (Some(&self.log), 0),
-            Speaker::Nobody => (None, 0),
-        };
-        if !self.line_start && current.is_some_and(|source| !source.output.is_empty()) {
+        if !self.line_start && self.said < SPEECH && self.has_output(self.speaker) {
             return Some(self.speaker);
         }
-        if !self.log.output.is_empty() {
-            return Some(Speaker::Log);
-        }
+        let after = match self.speaker {
+            Speaker::Nobody => 0,
+            Speaker::Log => 1,
+            Speaker::Vm(vm) => vm + 2,
+        };
+        let count = self.vms.len() + 1;
         (0..count)
-            .map(|step| (first + step) % count)
-            .find(|vm| self.vms.get(*vm).is_some_and(|source| !source.output.is_empty()))
-            .map(Speaker::Vm)
+            .map(|step| match (after + step) % count {
+                0 => Speaker::Log,
+                place => Speaker::Vm(place - 1),
+            })
+            .find(|speaker| self.has_output(*speaker))
+    }
+
+    fn has_output(&self, speaker: Speaker) -> bool {
+        let source = match speaker {
+            Speaker::Vm(vm) => self.vms.get(vm),
+            Speaker::Log => Some(&self.log),
+            Speaker::Nobody => None,
+        };
+        source.is_some_and(|source| !source.output.is_empty())
     }
 
     fn start_frame(&mut self, speaker: Speaker) {
@@ -290,6 +308,7 @@ impl Mux {
         self.queue(&[FRAME_END]);
         self.speaker = speaker;
         self.line_start = false;
+        self.said = 0;
     }
 
     fn queue(&mut self, bytes: &[u8]) {
@@ -451,6 +470,45 @@ mod tests {
         line.lock().room = 2 * OUTPUT;
         assert_eq!(console.service() & 1, 1, "told that there is room again");
         assert!(sent(&line).contains("[b] \x1fy"));
+    }
+
+    /// Lets the UART send one byte at a time while VM 0 has always more of a line that never ends.
+    fn trickle(console: &Console, line: &Mutex<Line>, bytes: usize) {
+        for _ in 0..bytes {
+            while console.of(0).put(b'x') {}
+            line.lock().room = 1;
+            console.service();
+        }
+    }
+
+    #[test]
+    fn a_line_without_end_keeps_nobody_from_the_wire() {
+        let (console, line) = console(0);
+        print(&console, 1, "first\nsecond\n");
+        console.log(format_args!("the log"));
+        trickle(&console, &line, 3 * SPEECH + 200);
+        for text in ["first", "second", "the log"] {
+            assert!(sent(&line).contains(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn one_alone_is_not_cut() {
+        let (console, line) = console(0);
+        trickle(&console, &line, 10 * SPEECH);
+        print(&console, 1, "y");
+        trickle(&console, &line, SPEECH + 40);
+        assert_eq!(sent(&line).matches("[a]").count(), 2, "once before, once after the other");
+    }
+
+    #[test]
+    fn the_log_takes_its_turn() {
+        let (console, line) = console(0);
+        (0..20).for_each(|number| console.log(format_args!("line {number}")));
+        print(&console, 0, "one\n");
+        line.lock().room = 100;
+        console.service();
+        assert!(sent(&line).contains("one"), "{:?}", sent(&line));
     }
 
     #[test]
