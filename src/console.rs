@@ -103,8 +103,8 @@ impl Console {
         core::mem::forget(self.0.lock());
     }
 
-    /// Moves what waits in both directions. Returns the VMs (bit = number) that have input, or room again.
-    pub fn service(&self) -> u64 {
+    /// Moves what waits in both directions. Returns a VM that has input, or room again: the next one that was not told.
+    pub fn service(&self) -> Option<usize> {
         let mut mux = self.0.lock();
         mux.receive();
         mux.pump();
@@ -191,6 +191,8 @@ struct Mux {
     frame: Deque<u8, 80>,
     focus: usize,
     escaped: bool,
+    /// The VM that is told of its news first.
+    told_next: usize,
 }
 
 impl Mux {
@@ -205,6 +207,7 @@ impl Mux {
             frame: Deque::new(),
             focus: 0,
             escaped: false,
+            told_next: 0,
         }
     }
 
@@ -371,16 +374,19 @@ impl Mux {
         }
     }
 
-    fn take_news(&mut self) -> u64 {
-        let mut told = 0;
-        for (vm, source) in self.vms.iter_mut().enumerate() {
+    /// One VM's news at a time: whoever fails while it tells a VM must not lose another's.
+    fn take_news(&mut self) -> Option<usize> {
+        let count = self.vms.len();
+        for vm in (self.told_next..count).chain(0..self.told_next) {
+            let Some(source) = self.vms.get_mut(vm) else { continue };
             let room = source.blocked && source.output.len() <= OUTPUT / 2;
             if core::mem::take(&mut source.news) || room {
                 source.blocked &= !room;
-                told |= 1 << vm;
+                self.told_next = vm + 1;
+                return Some(vm);
             }
         }
-        told
+        None
     }
 }
 
@@ -468,7 +474,7 @@ mod tests {
         assert_eq!(accepted, OUTPUT);
         assert!(console.of(1).put(b'y'));
         line.lock().room = 2 * OUTPUT;
-        assert_eq!(console.service() & 1, 1, "told that there is room again");
+        assert_eq!(console.service(), Some(0), "told that there is room again");
         assert!(sent(&line).contains("[b] \x1fy"));
     }
 
@@ -515,7 +521,7 @@ mod tests {
     fn input_goes_to_the_vm_in_focus() {
         let (console, line) = console(1000);
         line.lock().typed = b"1\x01n2\x01\x01\x0103".to_vec();
-        assert_eq!(console.service(), 0b11);
+        assert_eq!([(); 3].map(|()| console.service()), [Some(0), Some(1), None]);
         let read = |vm| core::iter::from_fn(|| console.of(vm).get()).collect::<Vec<u8>>();
         assert_eq!(read(0), b"13");
         assert_eq!(read(1), b"2\x01");

@@ -212,16 +212,14 @@ impl<A: Arch> Cpu<A> {
         if self.id != CpuId(0) {
             return;
         }
-        let mut told = self.hypervisor.console.service();
-        while told != 0 {
-            let vm = told.trailing_zeros() as usize;
-            told &= told - 1;
-            if let Some(vm) = self.hypervisor.vms.get(vm) {
-                self.serve(vm);
-                vm.notify(&self.arch);
-            }
+        let vms = &self.hypervisor.vms;
+        // Each is told once at most in a turn of the loop.
+        for _ in vms {
+            let Some(vm) = self.hypervisor.console.service().and_then(|vm| vms.get(vm)) else { break };
+            self.serve(vm);
+            vm.notify(&self.arch);
+            self.serving.set(None);
         }
-        self.serving.set(None);
     }
 
     /// Loads, starts and parks vCPUs as their VMs' lives ask for. Returns whether there is more of that to do.

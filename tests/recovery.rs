@@ -5,8 +5,12 @@ mod fake;
 use bulkhead::arch::{CpuId, Exit};
 use bulkhead::config::Privilege;
 use bulkhead::vm::Phase;
-use fake::guests::{Act, Guest, breaks, breaks_later, does, faults, prints, starts, waits, wire, works};
+use bulkhead_vdev::{Gpa, virt};
+use fake::guests::{
+    Act, Guest, breaks, breaks_later, does, faults, prints, starts, waits, wire, works, write,
+};
 use fake::rig::{Plan, logged_with, milliseconds};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn panics(how: u64) -> Act {
     Exit::Hypercall(0xdead, [how, 0, 0, 0]).into()
@@ -121,6 +125,29 @@ fn a_vcpu_that_is_loaded_by_half_when_its_vm_ends_leaves_nothing_on_its_cpu() {
         rig.pass(milliseconds(20));
         assert!(rig.worked(1, 0) > before);
     }
+}
+
+#[test]
+fn a_panic_while_one_vm_is_told_of_its_input_loses_no_other_vms() {
+    let told: &'static AtomicUsize = Box::leak(Box::default());
+    // Receiver and UART on, receive interrupts unmasked (DDI 0183, 3.3.8 and 3.3.10).
+    let mut acts = vec![write(Gpa(virt::UART.0 + 0x38), 0x50), write(Gpa(virt::UART.0 + 0x30), 0x301)];
+    let hears: Guest = Box::new(move |turn| {
+        told.fetch_add(usize::from(turn.attention), Ordering::SeqCst);
+        acts.pop().unwrap_or_else(|| Exit::Idle.into())
+    });
+    let rig =
+        Plan::new(3).vm("broken", &[1], vec![does([breaks_later()])]).vm("whole", &[2], vec![hears]).boot();
+    rig.until(|rig| rig.is_idle(0, 0) && rig.is_idle(1, 0));
+    // CPU 0 comes before the alarm's own CPU.
+    rig.machine().with(|state| {
+        state.now += milliseconds(1);
+        state.cpu(CpuId(0)).kicked = true;
+    });
+    rig.handed.screen.type_in("x\x01ny");
+    rig.settle();
+    assert_eq!(rig.phases(), [Phase::Ended, Phase::Running]);
+    assert_eq!(told.load(Ordering::SeqCst), 1);
 }
 
 #[test]
