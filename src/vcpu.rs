@@ -427,11 +427,13 @@ impl<A: Arch> Cpu<A> {
                 vm.stop(&self.arch, stop);
             }
             Stop::Reset => {
-                log::info!("{name}: reset");
+                if vm.may_log(&self.arch, 1) {
+                    log::info!("{name}: reset");
+                }
                 vm.stop(&self.arch, stop);
             }
             Stop::Fault(fault) => {
-                if vm.stop(&self.arch, stop) {
+                if vm.stop(&self.arch, stop) && vm.may_log(&self.arch, REPORT_LINES) {
                     self.report(index, fault);
                 }
             }
@@ -476,6 +478,8 @@ fn start<A: Arch>(arch: &A, vm: &Vm<A>, registers: &mut A::Vcpu, set: VcpuSet, e
     }
 }
 
+/// Lines of a report, or a few more.
+const REPORT_LINES: u64 = 20;
 /// Longest line of a report.
 const REPORT_LINE: usize = 120;
 

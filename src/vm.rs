@@ -3,6 +3,7 @@
 //! A VM belongs to several physical CPUs at once. Everything here is either fixed at boot, atomic, or behind a lock
 //! that only this VM's vCPUs take.
 
+mod budget;
 mod life;
 
 pub use life::Phase;
@@ -17,6 +18,7 @@ use crate::memory::table::Stage2;
 use crate::turn::{Turn, Whose};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use budget::Budget;
 use bulkhead_vdev::bus::Bus;
 use bulkhead_vdev::{Access, Clock, Device, Gpa, IrqLines, Ports, VcpuSet, Wish};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -82,6 +84,7 @@ pub struct Vm<A: Arch> {
     attention: AtomicU32,
     life: Life,
     nowhere: Nowhere,
+    budget: Mutex<Budget>,
     pub(crate) console: &'static Console,
     epoch_ns: u64,
     /// What the counter showed when this boot of the VM began.
@@ -187,6 +190,7 @@ impl<A: Arch> Vm<A> {
             attention: AtomicU32::new(0),
             life: Life::new(),
             nowhere: Nowhere::default(),
+            budget: Mutex::new(Budget::new()),
             console: parts.console,
             epoch_ns: parts.epoch_ns,
             began: AtomicU64::new(parts.entered.0),
@@ -298,6 +302,16 @@ impl<A: Arch> Vm<A> {
             log::warn!("{}: {did} {place}, where nothing is", self.config.name);
         }
         Ok(())
+    }
+
+    /// Whether so many lines about the VM may go to the log. It says so when some were left out before.
+    #[cold]
+    pub fn may_log(&self, arch: &A, lines: u64) -> bool {
+        let left_out = self.lock(arch, &self.budget).take(arch.now(), arch.ticks_per_second(), lines);
+        if let Some(count @ 1..) = left_out {
+            log::warn!("{}: {count} lines were left out here, because there were too many", self.config.name);
+        }
+        left_out.is_some()
     }
 
     /// How many accesses to places where nothing is there were.

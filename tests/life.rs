@@ -158,6 +158,17 @@ fn a_vm_that_resets_for_ever_leaves_its_neighbour_half_the_cpu() {
 }
 
 #[test]
+fn a_vm_that_resets_for_ever_does_not_fill_the_log() {
+    let resets: Guest = Box::new(|_| stops(Stop::Reset));
+    let rig = Plan::new(1).vm("resets", &[0], vec![resets]).vm("works", &[0], vec![works()]).boot();
+    rig.pass(milliseconds(1000));
+    assert!(rig.boots(0, 0) > 100);
+    let lines = logged_with("resets: ");
+    assert!(lines < 85, "{lines} lines");
+    assert!(logged_with("lines were left out") > 0);
+}
+
+#[test]
 fn an_end_is_for_ever() {
     let plan = Plan::new(1).vm("ends", &[0], vec![does([write(LATCH, 1), stops(Stop::PowerOff)])]);
     let rig = plan.vm("works", &[0], vec![works()]).boot();

@@ -159,10 +159,12 @@ impl<A: Arch> Vm<A> {
         let whole = arch.now().0.saturating_sub(self.began.load(Ordering::Relaxed));
         let [whole, payload] = [whole, self.payload_ticks.swap(0, Ordering::Relaxed)]
             .map(|ticks| scale(ticks, NANOSECONDS, arch.ticks_per_second()));
-        log::info!(
-            "{}: boot: first guest instruction after {whole} ns ({payload} ns copying and verifying)",
-            self.config.name
-        );
+        if self.may_log(arch, 1) {
+            log::info!(
+                "{}: boot: first guest instruction after {whole} ns ({payload} ns copying and verifying)",
+                self.config.name
+            );
+        }
         self.enter(Phase::Loading, Phase::Running);
         // A VM has a first vCPU, and it was just switched off.
         let _ = self.start(arch, VcpuId(0), self.entry);
