@@ -9,6 +9,7 @@ use crate::hw::{
     GuestMsr, Registers, cpuid as host_cpuid, read_dr0, read_dr1, read_dr2, read_dr3, read_msr, read_xcr0,
     write_dr0, write_dr1, write_dr2, write_dr3, write_guest_msr, write_xcr0,
 };
+use crate::insn::memo::Memo;
 use crate::mmio::Plan;
 use crate::msr::{HostWords, Msrs};
 use crate::speculation;
@@ -60,6 +61,8 @@ pub struct Vcpu<V: Vendor> {
     pub(crate) xcr0: u64,
     /// Where its instructions lay that were decoded last.
     pub(crate) trails: Box<Trails>,
+    /// What its instructions meant that were decoded last.
+    pub(crate) memo: Box<Memo>,
     /// How often a debug exception came at the same place.
     pub(crate) repeated: Repeated,
     /// Counts resets of the VM.
@@ -175,6 +178,7 @@ impl<V: Vendor> Vcpu<V> {
             msrs,
             xcr0: 1,
             trails: Box::default(),
+            memo: Box::default(),
             repeated: Repeated::default(),
             resets,
             seen_resets: 0,

@@ -28,9 +28,10 @@ impl<V: Vendor> X86<V> {
     #[inline]
     fn begin(&self, access: MemoryAccess, vcpu: &mut Vcpu<V>, vm: &Vm<Self>) -> Step {
         let decoded = match self.known_instruction(vcpu) {
-            Some((bytes, count)) => {
-                let size = View::of(vcpu).code_size();
-                insn::decode(bytes.get(..count).unwrap_or(&[]), size).or_else(|_| walk(vcpu, vm))
+            Some(bytes) => {
+                let view = View::of(vcpu);
+                let (at, size) = (view.rip(), view.code_size());
+                vcpu.memo.decode(at, bytes, size).or_else(|_| walk(vcpu, vm))
             }
             None => walk(vcpu, vm),
         };
@@ -43,16 +44,16 @@ impl<V: Vendor> X86<V> {
         }
     }
 
-    /// The bytes of the instruction at hand, if the CPU has noted them or the way to them is known.
+    /// The bytes of the instruction at hand, if the CPU has noted as many as one can have, or the way to them is known.
     #[inline]
-    fn known_instruction(&self, vcpu: &Vcpu<V>) -> Option<([u8; 16], usize)> {
-        if let Some(noted) = self.vendor.instruction_bytes(&vcpu.control) {
+    fn known_instruction(&self, vcpu: &Vcpu<V>) -> Option<[u8; 16]> {
+        let noted = self.vendor.instruction_bytes(&vcpu.control);
+        if let Some(noted) = noted.and_then(|noted| noted.first_chunk::<{ insn::LONGEST }>()) {
             let mut bytes = [0; 16];
-            let count = noted.len().min(insn::LONGEST);
-            bytes[..count].copy_from_slice(&noted[..count]);
-            return Some((bytes, count));
+            bytes[..insn::LONGEST].copy_from_slice(noted);
+            return Some(bytes);
         }
-        known_code(vcpu).and_then(Code::instruction).map(|bytes| (bytes, insn::LONGEST))
+        known_code(vcpu).and_then(Code::instruction)
     }
 
     /// Takes the steps of an instruction until it is done, or a device of the core's is asked.

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod iced;
+pub mod memo;
 mod quick;
 #[cfg(test)]
 mod tests;
