@@ -10,7 +10,7 @@ use crate::vendor::{Control, PageMode, Vendor};
 use crate::x86::X86;
 use bulkhead::arch::{Entry, Exit};
 use bulkhead::vm::Vm;
-use bulkhead_vdev::lapic::Effect;
+use bulkhead_vdev::lapic::{Effect, register};
 use bulkhead_vdev::{Access, Gpa};
 
 impl<V: Vendor> X86<V> {
@@ -29,7 +29,7 @@ impl<V: Vendor> X86<V> {
             after_read(vcpu, before);
             return (value, None);
         }
-        self.after_apic(vcpu);
+        self.after_write(vcpu, u8::try_from(offset >> 4).unwrap_or(0));
         (value, self.effect(effect, vcpu, vm))
     }
 
@@ -54,7 +54,7 @@ impl<V: Vendor> X86<V> {
         self.before_apic(vcpu);
         let register = u8::try_from(register).map_err(|_| GeneralProtection)?;
         let effect = vcpu.apic.write_x2apic(register, value, read_tsc()).map_err(|_| GeneralProtection)?;
-        self.after_apic(vcpu);
+        self.after_write(vcpu, register);
         Ok(effect)
     }
 
@@ -83,6 +83,14 @@ impl<V: Vendor> X86<V> {
         if priority != vcpu.apic.cr8() && !self.vendor.delivers_interrupts() {
             // CR8 has four bits; more were refused by the CPU.
             let _ = vcpu.apic.set_cr8(priority.into());
+        }
+    }
+
+    /// The end of an interrupt lets in what was requested before, and changes nothing else that is looked at before an entry.
+    #[inline]
+    fn after_write(&self, vcpu: &mut Vcpu<V>, register: u8) {
+        if register != register::END_OF_INTERRUPT || vcpu.apic.has_requests() {
+            self.after_apic(vcpu);
         }
     }
 

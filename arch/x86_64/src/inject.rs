@@ -144,6 +144,9 @@ impl<V: Vendor> X86<V> {
         {
             vcpu.apic.take(vector);
             vcpu.control.inject(Delivery::external(vector));
+            // It was the highest one: what else was requested waits for its end.
+            vcpu.control.want_window(Window::Unwanted);
+            return;
         }
         vcpu.control.want_window(waiting(&vcpu.apic).map_or(Window::Unwanted, Window::Vector));
     }

@@ -229,6 +229,13 @@ impl LocalApic {
         (vector >> 4 > self.processor_priority() >> 4).then_some(vector)
     }
 
+    /// Whether there is anything to take, whatever holds it back. After [`absorb`](Self::absorb).
+    #[inline]
+    #[must_use]
+    pub fn has_requests(&self) -> bool {
+        self.requested | self.always != 0 || self.nmi || self.has_external()
+    }
+
     /// The highest requested vector whatever the priority, 0 if there is none: RVI.
     #[inline]
     #[must_use]
