@@ -119,6 +119,9 @@ pub trait Control {
     /// A segment register with its hidden part.
     fn segment(&self, name: SegmentName) -> Segment;
 
+    /// Its attributes alone: whoever asks for no more need not read the rest.
+    fn attributes(&self, name: SegmentName) -> u16;
+
     /// Changes a segment register.
     fn set_segment(&mut self, name: SegmentName, segment: Segment);
 

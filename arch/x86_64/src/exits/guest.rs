@@ -84,7 +84,7 @@ impl<C: Control> Guest for View<'_, C> {
 
     #[inline(always)]
     fn code_size(&self) -> CodeSize {
-        let attributes = self.control.segment(SegmentName::Cs).attributes;
+        let attributes = self.control.attributes(SegmentName::Cs);
         if attributes & Segment::LONG != 0 && self.control.get(Register::Efer) & efer::LMA != 0 {
             CodeSize::Bits64
         } else if attributes & Segment::BIG != 0 {

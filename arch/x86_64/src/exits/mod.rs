@@ -107,8 +107,7 @@ fn learn_code<V: Vendor>(vcpu: &mut Vcpu<V>, vm: &Vm<X86<V>>) {
 
 #[inline(always)]
 fn is_64_bit<C: Control>(control: &C) -> bool {
-    control.segment(SegmentName::Cs).attributes & Segment::LONG != 0
-        && control.get(Register::Efer) & efer::LMA != 0
+    control.attributes(SegmentName::Cs) & Segment::LONG != 0 && control.get(Register::Efer) & efer::LMA != 0
 }
 
 /// How long the instruction `known` is if it begins with `first`, without a prefix.

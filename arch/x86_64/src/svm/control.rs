@@ -133,6 +133,11 @@ impl Control for SvmControl {
         }
     }
 
+    #[inline(always)]
+    fn attributes(&self, name: SegmentName) -> u16 {
+        self.segment(name).attributes
+    }
+
     fn set_segment(&mut self, name: SegmentName, segment: Segment) {
         let save = self.block.save_mut(clean::SEGMENTS);
         match name {

@@ -236,10 +236,15 @@ impl Control for VmxControl {
         let [limit_0, limit_1, limit_2, limit_3, ..] = low(self.vmcs.read(Field::limit(name)));
         Segment {
             selector: u16::from_le_bytes([selector_0, selector_1]),
-            attributes: attributes(self.vmcs.read(Field::rights(name))),
+            attributes: self.attributes(name),
             limit: u32::from_le_bytes([limit_0, limit_1, limit_2, limit_3]),
             base: self.vmcs.read(Field::base(name)),
         }
+    }
+
+    #[inline(always)]
+    fn attributes(&self, name: SegmentName) -> u16 {
+        attributes(self.vmcs.read(Field::rights(name)))
     }
 
     fn set_segment(&mut self, name: SegmentName, segment: Segment) {
