@@ -45,7 +45,7 @@ impl Machine {
     pub(crate) fn default_for(architecture: Architecture, clock: Clock) -> Self {
         match architecture {
             Architecture::Aarch64 => Self::QemuVirt,
-            Architecture::X86_64 if clock == Clock::Host && kvm::is_nested() => Self::QemuQ35Kvm,
+            Architecture::X86_64 if clock != Clock::Instructions && kvm::is_nested() => Self::QemuQ35Kvm,
             Architecture::X86_64 => Self::QemuQ35Svm,
         }
     }
@@ -136,8 +136,10 @@ impl std::str::FromStr for CpuModel {
 /// How the emulator's clock runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Clock {
-    /// With the host's time.
+    /// With the host's time, kept as the emulator does it best.
     Host,
+    /// With the host's time, and no instruction is counted for it: QEMU cannot do that where a guest has data breakpoints.
+    HostUncounted,
     /// One nanosecond for each instruction: every run is the same.
     Instructions,
 }

@@ -42,7 +42,7 @@ pub(crate) fn command(settings: &Settings, boot: &Boot<'_>) -> Command {
     if settings.clock == Clock::Instructions {
         command.args(["-icount", "shift=0,sleep=off", "-seed", "7"]);
         command.args(["-rtc", "base=2026-01-01T00:00:00,clock=vm"]);
-    } else if settings.machine == Machine::QemuQ35Svm {
+    } else if settings.clock == Clock::Host && settings.machine == Machine::QemuQ35Svm {
         command.args(["-icount", TIMERS_IN_STEP]);
     }
     match boot {

@@ -69,7 +69,7 @@ struct File {
     #[serde(default)]
     emulator_args: Vec<String>,
     #[serde(default)]
-    icount: bool,
+    icount: Option<bool>,
     #[serde(default)]
     native: bool,
     #[serde(default = "default_limit")]
@@ -127,7 +127,11 @@ pub(crate) fn parse(text: &str) -> anyhow::Result<Scenario> {
         cpu: file.cpu.map(|cpu| cpu.parse()).transpose()?,
         cpus: file.cpus,
         ram_bytes: file.ram.map(|ram| quantity::bytes(&ram)).transpose()?,
-        clock: if file.icount { Clock::Instructions } else { Clock::Host },
+        clock: match file.icount {
+            Some(true) => Clock::Instructions,
+            Some(false) => Clock::HostUncounted,
+            None => Clock::Host,
+        },
         extra: file.emulator_args,
         under: if file.native { Under::Nothing } else { Under::Bulkhead },
         limit: quantity::duration(&file.limit)?,
