@@ -205,6 +205,8 @@ pub unsafe trait Arch: Sized + 'static {
 
     /// What guests of this architecture are called in a configuration.
     const ARCHITECTURE: config::Architecture;
+    /// Whether guests have I/O ports besides memory: [`Place::Port`].
+    const HAS_PORTS: bool = false;
     /// Where a guest with so many bytes of RAM finds it, lowest address first.
     fn ram(bytes: u64) -> Vec<RamRange>;
     /// Memory that is only mapped for the guest's CPU, which makes something else of it: no device and no copy finds it.

@@ -257,14 +257,17 @@ impl<A: Arch> Vm<A> {
         let Some((target, offset)) = found else { return Answer::Nobody };
         let Some(wired) = self.devices.get(usize::from(target.device)) else { return Answer::Nobody };
         let offset = offset.wrapping_add(target.offset.into());
-        let mut model = self.lock(arch, &wired.model);
-        let answer = match access {
-            Access::Read(width) => model.device.peek(offset, width),
-            Access::Write(width, value) => model.device.poke(offset, width, value).then_some(0),
-        };
-        drop(model);
-        if let Some(value) = answer {
+        if let Access::Read(width) = access
+            && let Some(value) = self.lock(arch, &wired.model).device.peek(offset, width)
+        {
             return Answer::Value(value);
+        }
+        // Devices in memory have hardly a register that is only stored.
+        if A::HAS_PORTS
+            && let (Place::Port(_), Access::Write(width, value)) = (place, access)
+            && self.lock(arch, &wired.model).device.poke(offset, width, value)
+        {
+            return Answer::Value(0);
         }
         self.access(arch, wired, vcpu, offset, access)
     }

@@ -296,6 +296,7 @@ unsafe impl<V: Vendor> Arch for X86<V> {
     type Irqs = Irqs;
 
     const ARCHITECTURE: config::Architecture = config::Architecture::X86_64;
+    const HAS_PORTS: bool = true;
 
     const HIDDEN: Option<RamRange> = if V::NEEDS_APIC_PAGE { Some(APIC_PAGE) } else { None };
 
