@@ -53,9 +53,15 @@ impl SvmControl {
             self.window = Window::Unwanted;
             self.block.intercept_window(false);
         }
-        let now = self.block.control().interrupt & !interrupt::WAITING;
         let vector = u64::from(vector) << interrupt::VECTOR_SHIFT;
-        self.block.set_interrupt(now | interrupt::REQUESTED | interrupt::ANY_TASK_PRIORITY | vector);
+        self.set_waiting(interrupt::REQUESTED | interrupt::ANY_TASK_PRIORITY | vector);
+    }
+
+    /// Sets the virtual interrupt that waits, and leaves CR8 as it is.
+    #[inline(always)]
+    fn set_waiting(&mut self, waiting: u64) {
+        let others = self.block.control().interrupt & !interrupt::WAITING;
+        self.block.set_interrupt(others | waiting);
     }
 
     /// The interrupt that was let in, until the guest has taken it.
@@ -246,15 +252,13 @@ impl Control for SvmControl {
             self.block.inject(exit::injection(Delivery::external(vector)));
         }
         self.window = window;
-        let now = self.block.control().interrupt & !interrupt::WAITING;
-        let wanted = match window {
+        self.set_waiting(match window {
             Window::Unwanted => 0,
             Window::Vector(vector) => {
                 interrupt::REQUESTED | u64::from(vector >> 4) << interrupt::PRIORITY_SHIFT
             }
             Window::External => interrupt::REQUESTED | interrupt::ANY_TASK_PRIORITY,
-        };
-        self.block.set_interrupt(now | wanted);
+        });
         self.block.intercept_window(window != Window::Unwanted);
     }
 
